@@ -1,0 +1,260 @@
+"""What travels: events, stored events, cursors and ids. Values only; nothing here waits or sends."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+from .encoding import decode, encode
+from .errors import InvalidEvent
+
+Scope = Literal["instance", "global"]
+
+#: Largest sequence number a client may name: the largest integer JavaScript holds exactly.
+MAX_SEQ: Final = 2**53 - 1
+_MAX_NAME: Final = 512
+_NUMBER = re.compile(r"[0-9]{1,16}", re.ASCII)
+_EPOCH = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_RESERVED = re.compile(r"server\.(connected|heartbeat|stream\..*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as a publisher gives it.
+
+    :param type: such as ``message.part.delta``.
+    :param properties: JSON object; ``None`` leaves the key out (opencode's ``sync`` twins have none).
+    :param id: ``evt_…``; empty lets the bus make one.
+    :param directory, project, workspace: where it belongs; ``None`` means everywhere.
+    :param scope: ``global`` events are seen on ``/global/event`` only.
+    :param extra: payload keys beside id, type and properties; kept as they are.
+    """
+
+    type: str
+    properties: Mapping[str, Any] | None = field(default_factory=dict)
+    id: str = ""
+    directory: str | None = None
+    project: str | None = None
+    workspace: str | None = None
+    scope: Scope = "instance"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def session(self) -> str | None:
+        """The session it belongs to, as a filter sees it."""
+        return session_of(self.type, self.properties)
+
+    def payload(self) -> dict[str, Any]:
+        """The object behind ``data:`` on ``/event``."""
+        body: dict[str, Any] = {"id": self.id, "type": self.type}
+        if self.properties is not None:
+            body["properties"] = self.properties
+        body.update((key, value) for key, value in self.extra.items() if key not in body and key != "properties")
+        return body
+
+
+def session_of(type: str, properties: Mapping[str, Any] | None) -> str | None:
+    """Find the session of an event.
+
+    31 of opencode's 89 event types carry no ``properties.sessionID`` (measured, opencode 1.18), hence the order:
+    ``sessionID``, the same inside ``info`` or ``part``, and ``info.id`` for ``session.*``.
+    """
+    if not properties:
+        return None
+    session = properties.get("sessionID")
+    if isinstance(session, str):
+        return session
+    info = properties.get("info")
+    for inner in (info, properties.get("part")):
+        if isinstance(inner, Mapping):
+            session = inner.get("sessionID")
+            if isinstance(session, str):
+                return session
+    if type.startswith("session.") and isinstance(info, Mapping):
+        session = info.get("id")
+        if isinstance(session, str):
+            return session
+    return None
+
+
+class StoredEvent:
+    """An event as the log holds it: encoded once, with what filters look at beside it.
+
+    ``payload`` is the JSON of ``/event``; its length in bytes is what every byte limit counts. ``seq`` is 0 until the
+    store gave one. ``event`` parses the payload again: for policies and plugins, never on the way of a delivery.
+    """
+
+    __slots__ = ("seq", "id", "type", "session", "directory", "project", "workspace", "scope", "payload")
+
+    def __init__(
+        self,
+        seq: int,
+        id: str,
+        type: str,
+        session: str | None,
+        directory: str | None,
+        project: str | None,
+        workspace: str | None,
+        scope: Scope,
+        payload: bytes,
+    ) -> None:
+        self.seq = seq
+        self.id = id
+        self.type = type
+        self.session = session
+        self.directory = directory
+        self.project = project
+        self.workspace = workspace
+        self.scope = scope
+        self.payload = payload
+
+    @classmethod
+    def encode(cls, event: Event, *, index: int = 0, encoder: Callable[[object], bytes] = encode) -> StoredEvent:
+        """Encode a complete event (it has an id).
+
+        :raises InvalidEvent: if the properties have no JSON form; ``index`` is passed on.
+        """
+        try:
+            payload = encoder(event.payload())
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidEvent(f"event {event.type!r} cannot be written as JSON: {error}", index=index) from error
+        return cls(
+            0,
+            event.id,
+            event.type,
+            event.session,
+            event.directory,
+            event.project,
+            event.workspace,
+            event.scope,
+            payload,
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the encoded payload."""
+        return len(self.payload)
+
+    @property
+    def event(self) -> Event:
+        """The event, parsed from its payload."""
+        body = decode(self.payload)
+        return Event(
+            type=self.type,
+            properties=body.get("properties"),
+            id=self.id,
+            directory=self.directory,
+            project=self.project,
+            workspace=self.workspace,
+            scope=self.scope,
+            extra={key: value for key, value in body.items() if key not in ("id", "type", "properties")},
+        )
+
+    def __repr__(self) -> str:
+        return f"StoredEvent(seq={self.seq}, type={self.type!r}, id={self.id!r}, size={self.size})"
+
+
+class Cursor(NamedTuple):
+    """``EPOCH:SEQ``: up to ``seq``, everything has been given to me or I have been told that it is lost.
+
+    ``epoch`` is ``None`` for a bare number (``after_seq`` without ``epoch``).
+    """
+
+    epoch: str | None
+    seq: int
+
+    def __str__(self) -> str:
+        return str(self.seq) if self.epoch is None else f"{self.epoch}:{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor | None:
+        """Read ``EPOCH:SEQ``; ``None`` if it is malformed."""
+        epoch, colon, number = text.rpartition(":")
+        seq = parse_seq(number)
+        return cls(epoch, seq) if colon and seq is not None and valid_epoch(epoch) else None
+
+
+def parse_seq(text: str) -> int | None:
+    """Read a sequence number: 1 to 16 ASCII digits, at most 2^53-1; ``None`` if it is malformed."""
+    if _NUMBER.fullmatch(text) is None:
+        return None
+    seq = int(text)
+    return seq if seq <= MAX_SEQ else None
+
+
+def valid_epoch(text: str) -> bool:
+    """Whether a text can be an epoch: 1 to 64 of ``A-Za-z0-9_-``."""
+    return _EPOCH.fullmatch(text) is not None
+
+
+def is_reserved(type: str) -> bool:
+    """Whether a type is one of the stream's own control frames, which nobody may publish."""
+    return _RESERVED.fullmatch(type) is not None
+
+
+def check_event(event: Event, index: int = 0) -> None:
+    """Refuse what no client could tell from something else.
+
+    :raises InvalidEvent: naming the field and what would be right.
+    """
+    for name, value in (("type", event.type), ("id", event.id)):
+        if not isinstance(value, str) or len(value) > _MAX_NAME or _CONTROL.search(value):
+            raise InvalidEvent(
+                f"{name} must be a string of at most {_MAX_NAME} characters without control characters", index=index
+            )
+    if not event.type:
+        raise InvalidEvent("type must not be empty", index=index)
+    if event.type.startswith("server.") and is_reserved(event.type):
+        raise InvalidEvent(
+            f"type {event.type!r} is the stream's own; server.connected, server.heartbeat and server.stream.* "
+            "cannot be published",
+            index=index,
+        )
+    if event.properties is not None and not isinstance(event.properties, Mapping):
+        raise InvalidEvent("properties must be an object", index=index)
+    for name, value in (("directory", event.directory), ("project", event.project), ("workspace", event.workspace)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidEvent(f"{name} must be a string", index=index)
+    if event.scope not in ("instance", "global"):
+        raise InvalidEvent("scope must be 'instance' or 'global'", index=index)
+
+
+_BASE62: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_TO_BASE62: Final = bytes(_BASE62[i % 62] for i in range(256))
+_UNEVEN: Final = bytes(range(248, 256))
+
+
+class EventIds:
+    """Makes opencode's ids: ``evt_`` + 12 hex of (ms × 4096 + counter) mod 2^48 + 14 base62.
+
+    Ids are names, not an order. Random letters come in blocks, since one system call an id would cost more than the
+    rest of a publish.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._last = 0
+        self._pool = ""
+        self._at = 0
+        self._pid = 0
+
+    def __call__(self) -> str:
+        stamp = max(int(self._now() * 1000) * 4096, self._last + 1)
+        self._last = stamp
+        at = self._at
+        if at + 14 > len(self._pool) or self._pid != os.getpid():
+            self._pool = os.urandom(4096).translate(_TO_BASE62, _UNEVEN).decode("ascii")
+            self._pid = os.getpid()
+            at = 0
+        self._at = at + 14
+        return f"evt_{stamp & 0xFFFFFFFFFFFF:012x}{self._pool[at : at + 14]}"
+
+
+def new_epoch() -> str:
+    """A fresh epoch: 12 letters, short enough to stand in every frame."""
+    return os.urandom(24).translate(_TO_BASE62, _UNEVEN).decode("ascii")[:12]

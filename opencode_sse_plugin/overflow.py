@@ -1,0 +1,220 @@
+"""What happens to a subscriber that fell too far behind.
+
+A policy is a pure, synchronous function from a read-only :class:`Backlog` to one outcome of a closed set. Applying the
+outcome, counting and telling are the subscription's business, so a policy cannot lose an event silently::
+
+    class KeepQuestions:
+        name = "keep-questions"
+
+        def __call__(self, backlog: Backlog) -> Outcome:
+            return Skip.of(i for i, event in enumerate(backlog.events) if not event.type.startswith("question."))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+from urllib.parse import parse_qsl
+
+from .errors import ConfigurationError
+from .events import StoredEvent
+
+
+class Lag(NamedTuple):
+    """How far behind: matching events not yet handed to the server's ``send``, and their bytes."""
+
+    events: int
+    bytes: int
+
+
+class Limits(NamedTuple):
+    """How far behind a subscriber may be, in events and bytes of encoded payload."""
+
+    events: int
+    bytes: int
+
+    def exceeded(self, lag: Lag) -> str | None:
+        """``events`` or ``bytes`` if a lag is over the limit. A lag of one event never is."""
+        if lag.events <= 1:
+            return None
+        return "events" if lag.events > self.events else "bytes" if lag.bytes > self.bytes else None
+
+    @property
+    def half(self) -> Limits:
+        """What a policy has to come down to; a single event is always allowed."""
+        return Limits(max(1, self.events // 2), self.bytes // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a policy may look at.
+
+    :param events: the events waiting, oldest first; already decided losses are not among them.
+    :param lag: their number and bytes.
+    :param limits: the subscriber's limits.
+    :param blocked: seconds its last write has taken.
+    :param delivery_class: event → ``ephemeral``, ``latest`` or ``required``.
+    :param key: event → what a ``latest`` or ``ephemeral`` event describes; equal keys supersede each other.
+    """
+
+    events: Sequence[StoredEvent]
+    lag: Lag
+    limits: Limits
+    blocked: float = 0.0
+    delivery_class: Callable[[StoredEvent], str] = lambda event: "required"
+    key: Callable[[StoredEvent], str | None] = lambda event: None
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Lose these events, given as half-open ranges of indexes into the backlog, sorted, not touching."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, indexes: Iterable[int]) -> Skip:
+        """Build the ranges from single indexes in any order."""
+        ranges: list[tuple[int, int]] = []
+        for index in sorted(set(indexes)):
+            if ranges and ranges[-1][1] == index:
+                ranges[-1] = (ranges[-1][0], index + 1)
+            else:
+                ranges.append((index, index + 1))
+        return cls(tuple(ranges))
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Fold events away without losing what they say.
+
+    :param replace: index → the event given in its place (it keeps sequence number and id of that index).
+    :param remove: indexes folded into a later one; counted as ``merged``, not as lost.
+    :param skip: what is lost besides.
+    """
+
+    replace: Mapping[int, StoredEvent] = field(default_factory=dict)
+    remove: frozenset[int] = frozenset()
+    skip: Skip = Skip(())
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Drop the whole backlog, tell, abort; the client resumes from the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFromStore:
+    """Leave the live tail and read on from the store at the client's pace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Let the publisher wait up to ``deadline`` seconds before the append; who misses it is on ``then``."""
+
+    deadline: float
+    then: str = "disconnect"
+
+
+Outcome = Skip | Merge | Disconnect | ReadFromStore | Block
+
+
+class OverflowPolicy(Protocol):
+    """Asked when a subscriber over its limits can next be given something."""
+
+    @property
+    def name(self) -> str:
+        """As shown in ``lagged`` and status."""
+
+    def __call__(self, backlog: Backlog) -> Outcome: ...
+
+
+PolicyFactory = Callable[..., OverflowPolicy]
+
+
+@dataclass(frozen=True, slots=True)
+class DisconnectPolicy:
+    """Drop the backlog and abort: nothing is lost if the client resumes within retention."""
+
+    name: str = "disconnect"
+
+    def __call__(self, backlog: Backlog) -> Outcome:
+        return Disconnect()
+
+
+@dataclass(frozen=True, slots=True)
+class DropOldest:
+    """Skip from the oldest on; the newest half of the limits stays."""
+
+    name: str = "drop-oldest"
+
+    def __call__(self, backlog: Backlog) -> Outcome:
+        kept = _fitting(reversed(backlog.events), backlog.limits.half)
+        return Skip(((0, len(backlog.events) - kept),))
+
+
+@dataclass(frozen=True, slots=True)
+class DropNewest:
+    """Skip the newest; the oldest half of the limits stays."""
+
+    name: str = "drop-newest"
+
+    def __call__(self, backlog: Backlog) -> Outcome:
+        kept = _fitting(backlog.events, backlog.limits.half)
+        return Skip(((kept, len(backlog.events)),))
+
+
+def _fitting(events: Iterable[StoredEvent], limits: Limits) -> int:
+    """How many of these events, from the first on, fit; at least one."""
+    count = size = 0
+    for event in events:
+        size += event.size
+        if count and (count >= limits.events or size > limits.bytes):
+            break
+        count += 1
+    return count
+
+
+class PolicyRegistry:
+    """Overflow policies by name. ``register`` is what plugins get in ``sse_register_overflow_policies``."""
+
+    def __init__(self) -> None:
+        self._factories: dict[str, PolicyFactory] = {}
+
+    def register(self, name: str, factory: PolicyFactory) -> None:
+        """Make a policy known.
+
+        :param name: as operators will write it; letters, digits, ``-``.
+        :param factory: called with the parameters behind ``?`` as keyword strings, gives the policy.
+        :raises ConfigurationError: if the name is taken or malformed.
+        """
+        if not name or not name.replace("-", "").isalnum() or not name.isascii():
+            raise ConfigurationError(f"overflow policy name {name!r}: letters, digits and - only")
+        if name in self._factories:
+            raise ConfigurationError(f"overflow policy {name!r} is registered already")
+        self._factories[name] = factory
+
+    def names(self) -> list[str]:
+        """The known names, sorted."""
+        return sorted(self._factories)
+
+    def create(self, spec: str) -> OverflowPolicy:
+        """Make a policy from ``name`` or ``name?parameter=value&…``.
+
+        :raises ConfigurationError: naming what exists, or the parameter that does not fit.
+        """
+        name, _, query = spec.partition("?")
+        factory = self._factories.get(name)
+        if factory is None:
+            raise ConfigurationError(f"unknown overflow policy {name!r}; there are {', '.join(self.names())}")
+        try:
+            return factory(**dict(parse_qsl(query, strict_parsing=True)) if query else {})
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"overflow policy {spec!r}: {error}") from error
+
+
+def builtin_policies(register: Callable[[str, PolicyFactory], None]) -> None:
+    """Register what ships with the package."""
+    register("disconnect", lambda: DisconnectPolicy())
+    register("drop-oldest", lambda: DropOldest())
+    register("drop-newest", lambda: DropNewest())

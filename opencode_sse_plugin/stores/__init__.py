@@ -1,0 +1,165 @@
+"""The event store: the log behind every stream. This module is the protocol; each engine has a module of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from ..errors import ConfigurationError
+from ..events import StoredEvent
+from ..settings import Settings
+
+
+class Page(NamedTuple):
+    """Neighbouring stored events.
+
+    :param events: by sequence number, without holes. :param last: the position after this page; equal to the position
+    asked for where nothing follows.
+    """
+
+    events: Sequence[StoredEvent]
+    last: int
+
+
+class Evicted(NamedTuple):
+    """Something after the position asked for is no longer stored; ``oldest`` is the first number that is."""
+
+    oldest: int
+
+
+class EpochStart(NamedTuple):
+    """One link of the epoch chain: every number greater than ``began`` belongs to this epoch or a later one."""
+
+    epoch: str
+    began: int
+
+
+class Bounds(NamedTuple):
+    """What a store holds. An empty log has ``oldest == latest + 1``.
+
+    :param epochs: the chain, oldest first; the last one is current.
+    """
+
+    oldest: int
+    latest: int
+    epochs: tuple[EpochStart, ...]
+
+    @property
+    def epoch(self) -> str:
+        """The current epoch."""
+        return self.epochs[-1].epoch
+
+    def end_of(self, epoch: str) -> int | None:
+        """The last number at which this epoch's cursors mean what they meant.
+
+        :return: ``latest`` for the current epoch; the smallest beginning of the later ones for an older one; ``None``
+            for an epoch that is not of this history.
+        """
+        for index, link in enumerate(self.epochs):
+            if link.epoch == epoch:
+                return min((later.began for later in self.epochs[index + 1 :]), default=self.latest)
+        return None
+
+
+class Appended(NamedTuple):
+    """What an append gave: a sequence number for each event, in order; a known event answers its old number."""
+
+    seqs: list[int]
+    duplicates: int
+
+
+class Retention(NamedTuple):
+    """What a store keeps at most; ``age`` in seconds, ``None`` for ever."""
+
+    events: int
+    bytes: int
+    age: float | None = None
+
+
+class StoreListener(Protocol):
+    """Whom a store tells, on the event loop that opened it, in sequence order."""
+
+    def visible(self, events: Sequence[StoredEvent]) -> None:
+        """These events follow those told before, without holes: own appends and other processes' alike."""
+
+    def epoch_changed(self, bounds: Bounds, end: int) -> None:
+        """A new epoch began: numbers beyond ``end`` no longer mean what they meant."""
+
+
+class EventStore(Protocol):
+    """A log of encoded events. Everything runs on the event loop that called ``open``."""
+
+    @property
+    def kind(self) -> str:
+        """The engine, as in the URL's scheme."""
+
+    @property
+    def retention(self) -> Retention:
+        """What it keeps at most."""
+
+    async def open(self, listener: StoreListener) -> Bounds:
+        """Make it ready. Events up to ``latest`` are not told to the listener, all later ones are.
+
+        :raises StoreUnavailable: if the engine cannot be reached.
+        """
+
+    async def close(self) -> None:
+        """Give back what it holds; a second call does nothing."""
+
+    async def append(self, events: Sequence[StoredEvent]) -> Appended:
+        """Store all or none, give each its ``seq``, and return once as durable as the store promises.
+
+        An event whose (id, type) is known is not stored again and answers its number. Known: still stored, at most the
+        newest 100 000.
+
+        :raises StoreUnavailable: if nothing was stored, or it cannot be known within the deadline.
+        """
+
+    async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
+        """Read what follows a position, checked for eviction in the same read.
+
+        :param limit: events at most. :param max_bytes: payload bytes at most, but always at least one event.
+        """
+
+    async def bounds(self) -> Bounds:
+        """Oldest and latest number and the epoch chain, as stored now."""
+
+
+class ImmediateStore(EventStore, Protocol):
+    """A store whose append never waits; the bus then skips the publish buffer."""
+
+    def append_now(self, events: Sequence[StoredEvent]) -> Appended:
+        """As ``append``, at once."""
+
+
+StoreFactory = Callable[[str, Settings], EventStore]
+
+
+class StoreRegistry:
+    """Event stores by URL scheme. ``register`` is what plugins get in ``sse_register_event_stores``."""
+
+    def __init__(self) -> None:
+        self._factories: dict[str, StoreFactory] = {}
+
+    def register(self, scheme: str, factory: StoreFactory) -> None:
+        """Make a store known.
+
+        :param scheme: of its URLs, such as ``redis``. :param factory: called with URL and settings.
+        :raises ConfigurationError: if the scheme is taken.
+        """
+        if scheme in self._factories:
+            raise ConfigurationError(f"event store scheme {scheme!r} is registered already")
+        self._factories[scheme] = factory
+
+    def create(self, url: str, settings: Settings) -> EventStore:
+        """Make the store of a URL; nothing is opened yet.
+
+        :raises ConfigurationError: naming the schemes that exist.
+        """
+        scheme = urlsplit(url).scheme
+        factory = self._factories.get(scheme)
+        if factory is None:
+            known = ", ".join(f"{name}://" for name in sorted(self._factories))
+            raise ConfigurationError(f"no event store for {scheme or url!r}; there are {known}")
+        return factory(url, settings)

@@ -1,0 +1,95 @@
+"""Who reads: the description of one connection that hooks, policies and status look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .events import Cursor, Event
+from .filters import Filter
+from .overflow import Limits, Outcome, OverflowPolicy
+
+__all__ = ["Grant", "Mode", "Outcome", "Snapshot", "Start", "Subscriber"]
+
+#: ``live`` has no cursor; ``resume`` begins with a heartbeat; ``follow`` replays, then goes live; ``terminal`` ends.
+Mode = Literal["live", "resume", "follow", "terminal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a caller may do.
+
+    :param caller: a name for logs and status; never a secret.
+    :param filter: the events it may see, live and in replay alike.
+    :param may_publish: whether ``POST /event`` is open to it.
+    :param expires_at: seconds since 1970 at which its streams are aborted; ``None`` is never.
+    """
+
+    caller: str = ""
+    filter: Filter = Filter()
+    may_publish: bool = False
+    expires_at: float | None = None
+
+    @classmethod
+    def everything(cls, caller: str = "") -> Grant:
+        """See all, publish, for ever."""
+        return cls(caller, Filter(), may_publish=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a stream begins.
+
+    :param cursor: ``None`` for the head; a cursor that cannot be served is told inside the stream.
+    :param classes: up to the head only events of these delivery classes are given; the rest is reported by
+        ``server.stream.lagged``. ``None`` gives all.
+    :param requested: the text the client sent, where it is malformed.
+    """
+
+    cursor: Cursor | None = None
+    classes: frozenset[str] | None = None
+    requested: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state as events.
+
+    :param events: given without ``id:``, whatever the subscriber's filter.
+    :param at: the last sequence number the state includes; ``None`` takes the head at the time of the call.
+    """
+
+    events: Sequence[Event]
+    at: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Subscriber:
+    """One connection. Hooks may change ``limits`` and ``start`` and call :meth:`narrow` while it attaches."""
+
+    id: str
+    route: str
+    filter: Filter
+    limits: Limits
+    grant: Grant = field(default_factory=Grant.everything)
+    mode: Mode = "live"
+    start: Start = Start()
+    snapshot: bool = False
+    sees_abort: bool = True
+    since: float = 0.0
+    policy: OverflowPolicy | None = None
+
+    @property
+    def caller(self) -> str:
+        """The caller's name from its grant."""
+        return self.grant.caller
+
+    def narrow(self, filter: Filter) -> None:
+        """Let it see only what also passes this filter; for live and replay alike."""
+        self.filter = self.filter & filter
+
+    def instance_directory(self) -> str | None:
+        """The one directory it is filtered to, if it is exactly one."""
+        directories = tuple(self.filter.directories or ())
+        return directories[0] if len(directories) == 1 else None
