@@ -76,9 +76,9 @@ def session_of(type: str, properties: Mapping[str, Any] | None) -> str | None:
             if isinstance(session, str):
                 return session
     if type.startswith("session.") and isinstance(info, Mapping):
-        session = info.get("id")
-        if isinstance(session, str):
-            return session
+        named = info.get("id")
+        if isinstance(named, str):
+            return named
     return None
 
 
@@ -89,7 +89,7 @@ class StoredEvent:
     store gave one. ``event`` parses the payload again: for policies and plugins, never on the way of a delivery.
     """
 
-    __slots__ = ("seq", "id", "type", "session", "directory", "project", "workspace", "scope", "payload")
+    __slots__ = ("directory", "id", "payload", "project", "scope", "seq", "session", "type", "workspace")
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ _UNEVEN: Final = bytes(range(248, 256))
 
 
 class EventIds:
-    """Makes opencode's ids: ``evt_`` + 12 hex of (ms × 4096 + counter) mod 2^48 + 14 base62.
+    """Makes opencode's ids: ``evt_`` + 12 hex of (ms * 4096 + counter) mod 2^48 + 14 base62.
 
     Ids are names, not an order. Random letters come in blocks, since one system call an id would cost more than the
     rest of a publish.

@@ -45,7 +45,7 @@ hookimpl = pluggy.HookimplMarker(NAME)
 
 
 @hookspec(firstresult=True)
-def sse_settings(settings: Settings) -> Settings | None:  # type: ignore[empty-body]
+def sse_settings(settings: Settings) -> Settings | None:
     """Give a deployment's configuration: called once at start, below environment and arguments.
 
     :param settings: the defaults. :return: changed settings (``dataclasses.replace``), or ``None`` to leave it.
@@ -133,7 +133,10 @@ def sse_overflow_policy(subscriber: Subscriber) -> OverflowPolicy | str | None:
 
 @hookspec
 def sse_subscriber_lag_warning(subscriber: Subscriber, fraction: float) -> None:
-    """A subscriber's lag reached 75 % of a limit; told again after it was below 37.5 %. If it raises, that is logged."""
+    """A subscriber's lag reached 75 % of a limit; told again after it was down to 37.5 %.
+
+    If it raises, that is logged.
+    """
 
 
 @hookspec
@@ -150,13 +153,12 @@ def sse_subscriber_detach(subscriber: Subscriber, reason: str) -> None:
 
 
 @hookspec(firstresult=True)
-def sse_snapshot(
-    subscriber: Subscriber, head: int
-) -> Snapshot | None | Awaitable[Snapshot | None]:  # type: ignore[empty-body]
+def sse_snapshot(subscriber: Subscriber, head: int) -> Snapshot | Awaitable[Snapshot | None] | None:
     """Give the state as events to a client whose cursor expired or who asked for it. May be async.
 
-    :param head: the newest sequence number visible to this subscriber now. :return: ``Snapshot(events, at)``, where ``at`` is the last sequence number
-    the state includes; ``None`` gives no snapshot. If it raises, that is logged and there is none.
+    :param head: the newest sequence number visible to this subscriber now.
+    :return: ``Snapshot(events, at)``, where ``at`` is the last sequence number the state includes; ``None`` gives no
+        snapshot. If it raises, that is logged and there is none.
     """
 
 

@@ -1,0 +1,135 @@
+"""``memory://``: a ring bounded by events and bytes. Every start is a new epoch, since nothing outlives the process."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Final
+
+from ..events import StoredEvent, new_epoch
+from ..settings import Settings
+from . import Appended, Bounds, EpochStart, Evicted, Page, Retention, StoreListener
+
+DEFAULT_RETENTION: Final = Retention(10_000, 64 * 1024 * 1024)
+#: How many (id, type) pairs are known at most, for every store (the wire contract's number).
+KNOWN_MAX: Final = 100_000
+
+
+class MemoryEventStore:
+    """Keeps the newest events within ``retention``; always at least the newest one."""
+
+    kind = "memory"
+
+    def __init__(
+        self, retention: Retention = DEFAULT_RETENTION, *, epoch: str = "", now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.retention = retention
+        self._now = now
+        self._events: deque[StoredEvent] = deque()
+        self._times: deque[float] = deque()
+        self._bytes = 0
+        self._latest = 0
+        self._known: dict[tuple[str, str], int] = {}
+        self._epochs = (EpochStart(epoch or new_epoch(), 0),)
+        self._listener: StoreListener | None = None
+
+    async def open(self, listener: StoreListener) -> Bounds:
+        self._listener = listener
+        return await self.bounds()
+
+    async def close(self) -> None:
+        self._listener = None
+
+    async def append(self, events: Sequence[StoredEvent]) -> Appended:
+        return self.append_now(events)
+
+    def append_now(self, events: Sequence[StoredEvent]) -> Appended:
+        """Store at once; see ``EventStore.append``."""
+        known = self._known
+        seqs: list[int] = []
+        fresh: list[StoredEvent] = []
+        for event in events:
+            name = (event.id, event.type)
+            seq = known.get(name)
+            if seq is None:
+                self._latest = seq = self._latest + 1
+                event.seq = known[name] = seq
+                fresh.append(event)
+                self._bytes += len(event.payload)
+            seqs.append(seq)
+        self._events.extend(fresh)
+        if self.retention.age is not None:
+            self._times.extend([self._now()] * len(fresh))
+        self._evict()
+        if fresh and self._listener is not None:
+            self._listener.visible(fresh)
+        return Appended(seqs, len(events) - len(fresh))
+
+    async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
+        self._evict()
+        oldest = self._latest - len(self._events) + 1
+        if after < oldest - 1:
+            return Evicted(oldest)
+        events: list[StoredEvent] = []
+        size = 0
+        for event in islice(self._events, after - oldest + 1, after - oldest + 1 + limit):
+            size += len(event.payload)
+            if events and size > max_bytes:
+                break
+            events.append(event)
+        return Page(events, events[-1].seq if events else after)
+
+    async def bounds(self) -> Bounds:
+        self._evict()
+        return Bounds(self._latest - len(self._events) + 1, self._latest, self._epochs)
+
+    def begin_epoch(self, end: int) -> None:
+        """Lose all history beyond ``end`` and go on under a new epoch, as a store does whose newest part was lost."""
+        while self._events and self._events[-1].seq > end:
+            event = self._events.pop()
+            self._bytes -= event.size
+            if self.retention.age is not None:
+                self._times.pop()
+            self._known.pop((event.id, event.type), None)
+        self._latest = min(end, self._latest)
+        self._epochs = (*self._epochs, EpochStart(new_epoch(), self._latest))
+        if self._listener is not None:
+            bounds = Bounds(self._latest - len(self._events) + 1, self._latest, self._epochs)
+            self._listener.epoch_changed(bounds, self._latest)
+
+    def statistics(self) -> dict[str, int]:
+        """Events and bytes held."""
+        return {"events": len(self._events), "bytes": self._bytes}
+
+    def _evict(self) -> None:
+        events, keep = self._events, self.retention
+        while len(events) > 1 and (len(events) > keep.events or self._bytes > keep.bytes):
+            self._forget_oldest()
+        if keep.age is not None:
+            limit = self._now() - keep.age
+            while self._times and self._times[0] < limit:
+                self._forget_oldest()
+        while len(self._known) > KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+
+    def _forget_oldest(self) -> None:
+        event = self._events.popleft()
+        self._bytes -= len(event.payload)
+        if self.retention.age is not None:
+            self._times.popleft()
+        # A republished id may be known under a newer number by now.
+        if self._known.get((event.id, event.type)) == event.seq:
+            del self._known[(event.id, event.type)]
+
+
+def open_memory(url: str, settings: Settings) -> MemoryEventStore:
+    """Make the store of ``memory://`` with the retention of the settings."""
+    return MemoryEventStore(
+        Retention(
+            settings.retain_events or DEFAULT_RETENTION.events,
+            settings.retain_bytes or DEFAULT_RETENTION.bytes,
+            settings.retain_age,
+        )
+    )
