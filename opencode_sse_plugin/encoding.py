@@ -61,9 +61,7 @@ def encode_stdlib(value: object) -> bytes:
 
 def _encode_orjson(value: object) -> bytes:
     try:
-        return orjson.dumps(
-            value, _default, orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-        )
+        return orjson.dumps(value, _default, orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
     except TypeError:  # orjson.JSONEncodeError is one
         return encode_stdlib(value)
 

@@ -217,8 +217,8 @@ def check_event(event: Event, index: int = 0) -> None:
         )
     if event.properties is not None and not isinstance(event.properties, Mapping):
         raise InvalidEvent("properties must be an object", index=index)
-    for name, value in (("directory", event.directory), ("project", event.project), ("workspace", event.workspace)):
-        if value is not None and not isinstance(value, str):
+    for name, place in (("directory", event.directory), ("project", event.project), ("workspace", event.workspace)):
+        if place is not None and not isinstance(place, str):
             raise InvalidEvent(f"{name} must be a string", index=index)
     if event.scope not in ("instance", "global"):
         raise InvalidEvent("scope must be 'instance' or 'global'", index=index)

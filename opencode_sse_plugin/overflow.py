@@ -213,6 +213,19 @@ class PolicyRegistry:
             raise ConfigurationError(f"overflow policy {spec!r}: {error}") from error
 
 
+def decide(policy: OverflowPolicy | None, backlog: Backlog, registry: PolicyRegistry) -> Outcome:
+    """Ask a policy; one that blocks and was too late is asked through its ``then``.
+
+    :raises TypeError: if it answers something else than an outcome.
+    """
+    outcome = Disconnect() if policy is None else policy(backlog)
+    if isinstance(outcome, Block):
+        outcome = registry.create(outcome.then)(backlog)
+    if not isinstance(outcome, Skip | Merge | Disconnect | ReadFromStore):
+        raise TypeError(f"it answered {outcome!r}, which is not an outcome")
+    return outcome
+
+
 def builtin_policies(register: Callable[[str, PolicyFactory], None]) -> None:
     """Register what ships with the package."""
     register("disconnect", lambda: DisconnectPolicy())

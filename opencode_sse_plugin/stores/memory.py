@@ -32,7 +32,7 @@ class MemoryEventStore:
         self._bytes = 0
         self._latest = 0
         self._known: dict[tuple[str, str], int] = {}
-        self._epochs = (EpochStart(epoch or new_epoch(), 0),)
+        self._epochs: tuple[EpochStart, ...] = (EpochStart(epoch or new_epoch(), 0),)
         self._listener: StoreListener | None = None
 
     async def open(self, listener: StoreListener) -> Bounds:

@@ -1,0 +1,217 @@
+"""The ASGI sub-app: routes, and who may use them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Collection
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Mount, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import cursors, frames
+from .bus import EventBus
+from .errors import BusClosed, InvalidFilter, Reject
+from .parameters import Reading, read_parameters
+from .posting import post_events
+from .response import EventStreamResponse
+from .security import Authorize, is_foreign
+from .signals import chained_signals
+from .stores import Evicted
+from .subscriber import Grant
+from .subscription import PAGE_EVENTS
+
+logger = logging.getLogger("opencode_sse")
+
+_SCAN_BYTES: Final = 1024 * 1024
+
+
+class EventApp:
+    """Serves one bus under a prefix; made by :func:`event_app`.
+
+    Endpoints are ASGI callables rather than Starlette functions, whose wrapping of ``send`` would cost every delivery.
+    """
+
+    def __init__(
+        self, bus: EventBus, *, authorize: Authorize | None, path: str, publish: bool, origins: Collection[str]
+    ) -> None:
+        if path and not path.startswith("/"):
+            raise ValueError(f"path must start with /, not {path!r}")
+        self.bus = bus
+        self._authorize = authorize
+        self._publish = publish
+        self._origins = frozenset(origins)
+        routes: list[BaseRoute] = [
+            Route("/event", _Endpoint(self, {"GET": self._event, "HEAD": self._head, "POST": self._post})),
+            Route("/global/event", _Endpoint(self, {"GET": self._global_event, "HEAD": self._head})),
+            Route("/event/status", _Endpoint(self, {"GET": self._status, "HEAD": self._status})),
+            *bus.plugins.routes(bus),
+        ]
+        self.routes: list[BaseRoute] = [Mount(path.rstrip("/"), routes=routes)] if path.rstrip("/") else routes
+        self._router = Router(routes=self.routes, redirect_slashes=False)
+
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request is for one of our paths."""
+        return any(self._matches(route, scope) for route in self.routes)
+
+    def _matches(self, route: BaseRoute, scope: Scope) -> bool:
+        if isinstance(route, Mount) and route.routes:
+            match, child = route.matches(scope)
+            return match is not Match.NONE and any(self._matches(inner, {**scope, **child}) for inner in route.routes)
+        return route.matches(scope)[0] is not Match.NONE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await self._router(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with self.bus:
+                with chained_signals(self.bus.drain_soon):
+                    await send({"type": "lifespan.startup.complete"})
+                    await receive()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def grant(self, request: Request) -> Grant:
+        """Who is calling, and what it may do.
+
+        :raises Reject: if it is not let in.
+        """
+        if self._authorize is None:
+            return Grant.everything()
+        grant = self._authorize(request)
+        if inspect.isawaitable(grant):
+            grant = await grant
+        if grant is None:
+            raise Reject(401, "not authorized")
+        if not isinstance(grant, Grant):
+            logger.error("authorize answered %s, not a Grant or None", type(grant).__name__)
+            raise Reject(500, "the caller could not be checked")
+        return grant
+
+    # Endpoints: each gives an ASGI response.
+
+    async def _event(self, request: Request) -> ASGIApp:
+        return await self._stream(request, frames.EVENT)
+
+    async def _global_event(self, request: Request) -> ASGIApp:
+        return await self._stream(request, frames.GLOBAL)
+
+    async def _stream(self, request: Request, envelope: frames.Envelope[bytes]) -> ASGIApp:
+        grant = await self.grant(request)
+        reading = read_parameters(request)
+        if await self._is_complete(request, reading, grant, envelope):
+            return Response(status_code=204)
+        subscriber = self.bus.new_subscriber(
+            request.scope["path"],
+            reading.filter,
+            grant,
+            mode=reading.mode,
+            start=reading.start,
+            snapshot=reading.snapshot,
+            sees_abort=request.scope.get("http_version") != "1.0",
+        )
+        return EventStreamResponse(self.bus, await self.bus.attach(subscriber, envelope, request))
+
+    async def _is_complete(
+        self, request: Request, reading: Reading, grant: Grant, envelope: frames.Envelope[bytes]
+    ) -> bool:
+        """Whether an EventSource comes back after a terminal replay that gave it everything: only 204 stops it."""
+        cursor = reading.start.cursor
+        accepts = "text/event-stream" in request.headers.get("accept", "")
+        if reading.mode != "terminal" or not reading.returning or not accepts or cursor is None:
+            return False
+        store = self.bus.store
+        bounds = await store.bounds()
+        if cursors.nothing_after(cursor, bounds):
+            return True
+        if cursors.refusal(reading.start, bounds, replay=True) is not None:
+            return False
+        filter, position = grant.filter & reading.filter, cursor.seq
+        while position < bounds.latest:
+            page = await store.read(position, PAGE_EVENTS, _SCAN_BYTES)
+            if isinstance(page, Evicted):
+                return False
+            if any(envelope.sees(event) and filter.matches(event) for event in page.events):
+                return False
+            position = page.last
+        return True
+
+    async def _head(self, request: Request) -> ASGIApp:
+        await self.grant(request)
+        read_parameters(request)
+        response = Response()
+        response.raw_headers = list(frames.HEADERS)
+        return response
+
+    async def _post(self, request: Request) -> ASGIApp:
+        if not self._publish:
+            raise Reject(405, "publishing over HTTP is not enabled here", {"Allow": "GET, HEAD"})
+        if is_foreign(request, self._origins):
+            raise Reject(403, "publishing from this origin is not allowed")
+        grant = await self.grant(request)
+        if not grant.may_publish:
+            raise Reject(403, "this caller may not publish")
+        return await post_events(self.bus, request)
+
+    async def _status(self, request: Request) -> ASGIApp:
+        return JSONResponse(self.bus.statistics(await self.grant(request)))
+
+
+class _Endpoint:
+    """One path: answers by method, and turns refusals into JSON before the first byte."""
+
+    def __init__(self, app: EventApp, methods: dict[str, Any]) -> None:
+        self._app = app
+        self._methods = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._methods.get(scope["method"])
+        response: ASGIApp
+        try:
+            if handler is None:
+                raise Reject(405, f"{scope['method']} is not served here", {"Allow": ", ".join(self._methods)})
+            if not self._app.bus.running:
+                await _first_use(self._app.bus)
+            response = await handler(Request(scope, receive, send))
+        except Reject as refusal:
+            response = JSONResponse({"error": refusal.detail}, refusal.status, refusal.headers)
+        except InvalidFilter as error:
+            response = JSONResponse({"error": str(error), "parameter": error.parameter}, 400)
+        await response(scope, receive, send)
+
+
+async def _first_use(bus: EventBus) -> None:
+    """Start a bus whose host gives no lifespan."""
+    try:
+        await bus.start()
+    except BusClosed as error:
+        raise Reject(503, str(error), {"Retry-After": "1"}) from error
+
+
+def event_app(
+    bus: EventBus,
+    *,
+    authorize: Authorize | None,
+    path: str = "",
+    publish: bool = False,
+    origins: Collection[str] = (),
+) -> EventApp:
+    """The bare ASGI app, for hosts that are not Starlette; it runs the bus in its lifespan, or from first use.
+
+    :param authorize: says who may attach; ``None`` lets everybody in, explicitly.
+    :param path: prefix of ``/event``, ``/global/event`` and ``/event/status``.
+    :param publish: whether ``POST /event`` is there.
+    :param origins: browser origins that may publish besides our own.
+    :raises ValueError: if the path does not begin with a slash. Whatever an ``sse_routes`` plugin raises.
+    """
+    return EventApp(bus, authorize=authorize, path=path, publish=publish, origins=origins)

@@ -1,0 +1,450 @@
+"""The event bus: what a host holds. It puts log, publisher, subscriptions and plugins together and owns their tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Literal, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.from_thread
+import anyio.lowlevel
+import pluggy
+import sniffio
+
+from .clock import Clock, SystemClock
+from .delivery import DeliveryClasses
+from .errors import BusClosed, ConfigurationError, Reject
+from .events import Cursor, Event, EventIds, Scope
+from .filters import Filter
+from .frames import OBJECT, Delivery, Envelope
+from .liveness import Liveness
+from .log import Log
+from .overflow import Limits, OverflowPolicy, PolicyRegistry, builtin_policies
+from .plugins import Plugins
+from .publisher import Publisher, closed
+from .settings import Settings
+from .stores import EventStore, StoreRegistry
+from .stores.memory import open_memory
+from .subscriber import Grant, Mode, Start, Subscriber
+from .subscription import Services, Subscription
+
+logger = logging.getLogger("opencode_sse")
+Chunk = TypeVar("Chunk")
+
+_FINISH_PUBLISHES: Final = 1.0
+_FINISH_READERS: Final = 0.5
+
+
+class EventBus:
+    """One event stream: publish into it, subscribe to it, mount it.
+
+    Start it with ``async with bus:`` (asyncio and trio), with :meth:`start` (asyncio), or let :func:`install` do it.
+
+    :param settings: a :class:`Settings` is taken as it is; a mapping gives arguments over environment, ``sse_settings``
+        plugin and defaults; ``None`` leaves everything to those.
+    :param store: instead of the one ``settings.store`` names; the bus opens and closes it.
+    :param plugins: instead of those found by entry points.
+    :param plugin_manager: a host's own pluggy manager, whose plugins may implement our hooks too.
+    :raises ConfigurationError, PluginError: if settings or required plugins cannot work.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | Mapping[str, Any] | None = None,
+        *,
+        store: EventStore | None = None,
+        plugins: Plugins | None = None,
+        plugin_manager: pluggy.PluginManager | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if plugins is None:
+            given = settings if isinstance(settings, Settings) else Settings.load(settings)
+            plugins = Plugins(required=given.plugins, disabled=given.disabled_plugins)
+        self.plugins = plugins
+        if plugin_manager is not None:
+            plugins.add_manager(plugin_manager)
+        self.settings = (
+            settings if isinstance(settings, Settings) else Settings.load(settings, plugin=self.plugins.settings)
+        )
+        self.policies = PolicyRegistry()
+        self.stores = StoreRegistry()
+        self.delivery = DeliveryClasses()
+        builtin_policies(self.policies.register)
+        self.stores.register("memory", open_memory)
+        self.plugins.connect(self.policies.register, self.stores.register, self.delivery.register)
+        self.policies.create(self.settings.overflow)  # A misspelt name fails now, not at the first overflow.
+        self.store = store if store is not None else self.stores.create(self.settings.store, self.settings)
+        self.clock: Clock = clock or SystemClock()
+        self._ids = EventIds()
+        self._subscriptions: dict[Subscription[Any], None] = {}
+        self._state: Literal["new", "running", "draining", "closed"] = "new"
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._started_at = 0.0
+        self._counters = {"attached": 0, "rejected": 0, "overflows": 0}
+
+    # Running.
+
+    async def __aenter__(self) -> EventBus:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        try:
+            await self._open(self._tasks)
+        except BaseException:
+            self._tasks.cancel_scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._tasks is not None
+        with anyio.CancelScope(shield=True):
+            await self.drain()
+        self._tasks.cancel_scope.cancel()
+        return await self._tasks.__aexit__(kind, error, trace)
+
+    async def start(self) -> None:
+        """Start without a scope around it, on asyncio; :meth:`drain` ends it. A running bus is left as it is.
+
+        :raises StoreUnavailable: if the store cannot be opened; whatever ``sse_startup`` raises.
+        """
+        if self._state == "running":
+            return
+        if sniffio.current_async_library() != "asyncio":
+            raise BusClosed("start() needs asyncio; on trio use `async with bus:`")
+        if self._runner is None:
+            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._runner = asyncio.create_task(self._run(ready), name="opencode-sse-bus")
+            self._ready = ready
+        await asyncio.shield(self._ready)
+
+    async def _run(self, ready: asyncio.Future[None]) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                await self._open(tasks)
+                ready.set_result(None)
+        except BaseException as error:
+            if ready.done():
+                raise
+            self._runner = None
+            ready.set_exception(error)
+
+    async def _open(self, tasks: anyio.abc.TaskGroup) -> None:
+        if self._state not in ("new", "closed"):
+            raise closed()
+        self._drained = anyio.Event()
+        settings = self.settings
+        limits = Limits(settings.queue_max, settings.queue_max_bytes)
+        self.log = Log(self.store, limits, self._moved)
+        await self.log.open()
+        self._thread = threading.get_ident()
+        self._token = anyio.lowlevel.current_token()
+        self._publisher = Publisher(self.log, self.plugins, settings, self._ids)
+        self._services = Services(self.log, settings, self.plugins, self.policies, self.delivery, self.clock, self._ids)
+        self._liveness = Liveness(self.log, settings, self.clock, self._subscriptions)
+        self._started_at = time.time()
+        for task in (self.log.show_arrivals, self._publisher.run, self._liveness.run):
+            tasks.start_soon(task)
+        self._state = "running"
+        try:
+            await self.plugins.startup(self)
+        except BaseException:
+            self._state = "closed"
+            await self.store.close()
+            raise
+
+    def _moved(self) -> None:
+        if self._state != "new":
+            self._liveness.moved()
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes events and subscribers."""
+        return self._state == "running"
+
+    @property
+    def head(self) -> int:
+        """Sequence number of the newest visible event; 0 for an empty log."""
+        return self.log.head
+
+    @property
+    def epoch(self) -> str:
+        """The current epoch."""
+        return self.log.epoch
+
+    async def drain(self) -> None:
+        """End well: finish publishes, tell and end every stream, close the store. A second call waits for the first.
+
+        Takes at most about two seconds, however many subscribers are stalled.
+        """
+        if self._state == "draining":
+            await self._drained.wait()
+        if self._state != "running":
+            return
+        self._state = "draining"
+        await self._publisher.finish(_FINISH_PUBLISHES)
+        deadline = time.monotonic() + _FINISH_READERS
+        retry = max(self.settings.retry, 1)
+        for subscription in tuple(self._subscriptions):
+            subscription.retry_after_drain = random.randint(retry, 2 * retry)  # noqa: S311 - jitter
+            subscription.wake()
+        while self._subscriptions and time.monotonic() < deadline:
+            await anyio.sleep(0.005)
+        for subscription in tuple(self._subscriptions):
+            subscription.drain_now = True
+            subscription.wake()
+            if subscription.writing_since is not None:
+                subscription.cut("drain")
+        await anyio.lowlevel.checkpoint()
+        await self.plugins.shutdown(self)
+        await self.store.close()
+        self._state = "closed"
+        self._drained.set()
+        if self._tasks is not None and self._runner is not None:
+            self._tasks.cancel_scope.cancel()
+            self._runner = None
+
+    def drain_soon(self) -> None:
+        """Begin to drain, from a callback."""
+        if self._state == "running" and self._tasks is not None:
+            self._tasks.start_soon(self.drain)
+
+    # Publishing.
+
+    async def publish(
+        self,
+        event: Event | str,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        id: str = "",
+        directory: str | None = None,
+        project: str | None = None,
+        workspace: str | None = None,
+        scope: Scope = "instance",
+    ) -> int | None:
+        """Store one event and give it to everyone who may see it.
+
+        :param event: an :class:`Event`, or a type whose properties and places follow.
+        :return: its sequence number, once as durable as the store promises; ``None`` if a plugin dropped it.
+        :raises InvalidEvent: if it cannot be published. :raises StoreUnavailable: if the store did not take it.
+        :raises BusClosed: if the bus does not run.
+        """
+        if self._state != "running":
+            raise closed()
+        if isinstance(event, str):
+            event = Event(event, properties or {}, id, directory, project, workspace, scope)
+        stored = self._publisher.prepare(event)
+        if stored is None:
+            return None
+        return (await self._publisher.append((stored,))).seqs[0]
+
+    async def publish_batch(self, events: Sequence[Event]) -> list[int | None]:
+        """Store all or none of a batch, neighbours in the log.
+
+        :return: a sequence number for each, ``None`` where a plugin dropped one.
+        :raises InvalidEvent: with the ``index`` of the first bad one. :raises StoreUnavailable, BusClosed: as ``publish``.
+        """
+        return (await self.publish_batch_counting(events))[0]
+
+    async def publish_batch_counting(self, events: Sequence[Event]) -> tuple[list[int | None], int]:
+        """As :meth:`publish_batch`, and how many were known already."""
+        if self._state != "running":
+            raise closed()
+        prepared = [self._publisher.prepare(event, index) for index, event in enumerate(events)]
+        kept = [event for event in prepared if event is not None]
+        if not kept:
+            return [None] * len(prepared), 0
+        appended = await self._publisher.append(kept)
+        seqs = iter(appended.seqs)
+        return [None if event is None else next(seqs) for event in prepared], appended.duplicates
+
+    def publish_nowait(self, event: Event | str, properties: Mapping[str, Any] | None = None, **place: Any) -> None:
+        """Accept one event for storing, in call order, without waiting; parameters as :meth:`publish`.
+
+        :raises PublishBufferFull: if ``publish_buffer`` events wait already. :raises InvalidEvent, BusClosed: as
+            ``publish``; BusClosed from another thread, which has :meth:`publish_from_thread`.
+        """
+        if self._state != "running":
+            raise closed()
+        if threading.get_ident() != self._thread:
+            raise BusClosed("publish_nowait belongs to the event loop's thread; use publish_from_thread here")
+        if isinstance(event, str):
+            event = Event(event, properties or {}, **place)
+        stored = self._publisher.prepare(event)
+        if stored is not None:
+            self._publisher.append_nowait((stored,))
+
+    def publish_from_thread(
+        self, event: Event | str, properties: Mapping[str, Any] | None = None, **place: Any
+    ) -> int | None:
+        """Publish from a thread that is not the event loop's, and wait for the result; as :meth:`publish`."""
+        if self._state != "running":
+            raise closed()
+        call = partial(self.publish, event, properties, **place)
+        result: int | None = anyio.from_thread.run(call, token=self._token)
+        return result
+
+    # Subscribing.
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        filter: Filter = Filter(),
+        *,
+        after: int | str | None = None,
+        limits: Limits | None = None,
+        overflow: OverflowPolicy | str | None = None,
+        caller: str = "",
+    ) -> AsyncIterator[AsyncIterator[Delivery]]:
+        """Read the stream in-process, under the same rules as a client: limits, overflow policy, losses told.
+
+        :param after: sequence number or ``EPOCH:SEQ`` to resume after; ``None`` begins at the head.
+        :return: deliveries, control frames among them; the iteration ends when the stream does.
+        :raises Reject: if a plugin refuses. :raises BusClosed: if the bus does not run.
+        """
+        start, mode = Start(), "live"
+        if after is not None:
+            mode = "resume"
+            cursor = Cursor(None, after) if isinstance(after, int) else Cursor.parse(after)
+            start = Start(cursor, requested=str(after))
+        subscriber = self.new_subscriber("object", filter, Grant.everything(caller), mode=mode, start=start)  # type: ignore[arg-type]
+        if limits is not None:
+            subscriber.limits = limits
+        if overflow is not None:
+            subscriber.policy = self.policies.create(overflow) if isinstance(overflow, str) else overflow
+        subscription = await self.attach(subscriber, OBJECT)
+        try:
+            yield _deliveries(subscription)
+        finally:
+            self.detach(subscription)
+
+    def new_subscriber(
+        self,
+        route: str,
+        filter: Filter,
+        grant: Grant,
+        *,
+        mode: Mode = "live",
+        start: Start = Start(),
+        snapshot: bool = False,
+        sees_abort: bool = True,
+    ) -> Subscriber:
+        """Describe a connection that is about to attach, with the bus's limits and the grant's filter."""
+        return Subscriber(
+            id=uuid.uuid4().hex[:12],
+            route=route,
+            filter=grant.filter & filter,
+            limits=Limits(self.settings.queue_max, self.settings.queue_max_bytes),
+            grant=grant,
+            mode=mode,
+            start=start,
+            snapshot=snapshot,
+            sees_abort=sees_abort,
+            since=time.time(),
+        )
+
+    async def attach(
+        self, subscriber: Subscriber, envelope: Envelope[Chunk], request: Any = None
+    ) -> Subscription[Chunk]:
+        """Let a subscriber in: plugins look at it, its policy is chosen, its position begins.
+
+        :raises Reject: if a plugin refuses, the bus drains, or there are ``max_subscribers`` already.
+        """
+        self._refuse_if_full()
+        try:
+            await self.plugins.subscriber_attach(subscriber, request)
+            self._refuse_if_full()  # Others may have come while the plugins looked.
+        except Reject:
+            self._counters["rejected"] += 1
+            raise
+        if subscriber.mode == "live" and subscriber.start.cursor is not None:
+            subscriber.mode = "resume"
+        if subscriber.policy is None:
+            subscriber.policy = self._policy_for(subscriber)
+        subscription = Subscription(self._services, subscriber, envelope)
+        self._subscriptions[subscription] = None
+        self._counters["attached"] += 1
+        return subscription
+
+    def detach(self, subscription: Subscription[Any]) -> None:
+        """A subscriber left."""
+        if self._subscriptions.pop(subscription, self) is None:
+            subscription.close()
+            self.plugins.subscriber_detach(subscription.subscriber, subscription.reason)
+
+    def _refuse_if_full(self) -> None:
+        if self._state != "running":
+            raise Reject(503, "the event stream is draining", {"Retry-After": "1"})
+        if len(self._subscriptions) >= self.settings.max_subscribers:
+            raise Reject(503, f"there are {self.settings.max_subscribers} subscribers already", {"Retry-After": "5"})
+
+    def _policy_for(self, subscriber: Subscriber) -> OverflowPolicy:
+        chosen = self.plugins.overflow_policy(subscriber)
+        if chosen is not None and not isinstance(chosen, str):
+            return chosen
+        try:
+            return self.policies.create(chosen or self.settings.overflow)
+        except ConfigurationError as error:
+            logger.error("sse_overflow_policy chose %r, %s is taken: %s", chosen, self.settings.overflow, error)
+            return self.policies.create(self.settings.overflow)
+
+    # Looking.
+
+    def statistics(self, caller: Grant | None = None) -> dict[str, Any]:
+        """The JSON of ``/event/status``.
+
+        :param caller: show only what this grant may see; ``None`` shows all.
+        """
+        log, bounds = self.log, self.log.bounds
+        everyone = caller is None or caller.filter.everything
+        now = self.clock.now()
+        return {
+            "pid": os.getpid(),
+            "state": self._state,
+            "since": self._started_at,
+            "store": {
+                "kind": self.store.kind,
+                "epoch": bounds.epoch,
+                "oldest": log.channels.oldest(log.head),
+                "latest": log.head,
+                **self.store_statistics(),
+            },
+            "subscribers": [
+                subscription.statistics(now)
+                for subscription in self._subscriptions
+                if everyone or (caller is not None and subscription.subscriber.caller == caller.caller)
+            ],
+            "plugins": [info.to_dict() for info in self.plugins.info()],
+            "counters": {
+                "published": self._publisher.published,
+                "duplicates": self._publisher.duplicates,
+                "vetoed": self._publisher.vetoed,
+                "buffered": self._publisher.buffered,
+                **self._counters,
+            },
+        }
+
+    def store_statistics(self) -> dict[str, int]:
+        """Events and bytes the store holds, where it says so."""
+        statistics = getattr(self.store, "statistics", None)
+        return dict(statistics()) if statistics is not None else {}
+
+
+async def _deliveries(subscription: Subscription[tuple[Delivery, ...]]) -> AsyncIterator[Delivery]:
+    while (chunk := await subscription.next()) is not None:
+        for delivery in chunk:
+            yield delivery

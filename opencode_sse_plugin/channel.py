@@ -1,0 +1,304 @@
+"""A channel: all that subscribers with the same filter on the same route can still be given, held once for all of them.
+
+A subscriber is a position in it: an absolute index that counts matching events since the channel began. Lag, loss and
+delivery are differences of such counts, so that nothing is copied or counted per subscriber.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+from .events import StoredEvent
+from .filters import Filter
+from .frames import Envelope
+
+Chunk = TypeVar("Chunk")
+
+#: A wake-up hands over at most so many payload bytes at once, or one event: a big backlog must not delay the others.
+BATCH_BYTES: Final = 64 * 1024
+_CACHED_BATCHES: Final = 8
+_DISPOSED: Final = "server.instance.disposed"
+
+
+class Reader(Protocol):
+    """What a channel knows of a subscription."""
+
+    index: int
+    #: The channel's count of evicted events by type when retention overtook this reader; ``None`` if it did not.
+    overtaken: Counter[str] | None
+
+    def wake(self) -> None: ...
+
+
+class Batch(NamedTuple, Generic[Chunk]):
+    """Neighbouring events, wrapped once for everyone at the same position."""
+
+    chunk: Chunk
+    end: int
+    size: int
+    last_seq: int
+
+
+class Channel(Generic[Chunk]):
+    """One filter and envelope.
+
+    ``events`` holds matching events with a sequence number beyond ``since`` as long as the live window does; ``base``
+    and ``base_bytes`` count those that have left it, ``total`` and ``total_bytes`` all.
+    """
+
+    def __init__(self, filter: Filter, envelope: Envelope[Chunk], since: int) -> None:
+        self.filter = filter
+        self.envelope = envelope
+        self.since = since
+        self.events: deque[StoredEvent] = deque()
+        self.base = self.base_bytes = self.total = self.total_bytes = 0
+        self.readers: set[Reader] = set()
+        self.members = 0
+        self.waiting: dict[Reader, None] = {}
+        self.dirty = False
+        #: Indexes behind an ``server.instance.disposed`` of the one directory this channel is filtered to.
+        self.disposals: list[int] = []
+        self._passes_all = filter.everything
+        self._directory = (
+            next(iter(filter.directories)) if filter.directories and len(filter.directories) == 1 else None
+        )
+        self._cache: dict[int, Batch[Chunk]] = {}
+        self._floor = 0
+        self._behind = 0
+        self._evicted_types: Counter[str] = Counter()
+
+    def accepts(self, event: StoredEvent) -> bool:
+        """Whether an event belongs here."""
+        return self.envelope.sees(event) and (self._passes_all or self.filter.matches(event))
+
+    def append(self, event: StoredEvent) -> None:
+        """Take a matching event."""
+        self.events.append(event)
+        self.total += 1
+        self.total_bytes += len(event.payload)
+        if self._cache:
+            self._cache.clear()
+        if self._directory is not None and event.type == _DISPOSED and self.envelope.name == "event":
+            if (event.event.properties or {}).get("directory") == self._directory:
+                self.disposals.append(self.total)
+
+    def evict_oldest(self) -> None:
+        """Let go of the oldest event, since the live window did; readers that missed it are marked."""
+        if self.base >= self._floor:
+            self._mark_overtaken()
+        event = self.events.popleft()
+        if self._behind:
+            self._evicted_types[event.type] += 1
+        self.base += 1
+        self.base_bytes += len(event.payload)
+
+    def truncate(self, end: int) -> None:
+        """Forget the events beyond a sequence number: their history was lost."""
+        while self.events and self.events[-1].seq > end:
+            event = self.events.pop()
+            self.total -= 1
+            self.total_bytes -= len(event.payload)
+        while self.disposals and self.disposals[-1] > self.total:
+            self.disposals.pop()
+        self._floor = min(self._floor, self.total)
+        self._cache.clear()
+
+    def flush(self) -> None:
+        """Forget wrapped batches, whose frames name the epoch."""
+        self._cache.clear()
+
+    def join(self, reader: Reader, position: int) -> tuple[int, int]:
+        """Begin to track a reader that has been given everything up to a sequence number.
+
+        :return: its absolute index and the bytes before it.
+        """
+        offset = bisect_right(self.events, position, key=lambda event: event.seq)
+        reader.index = self.base + offset
+        self.readers.add(reader)
+        self._floor = min(self._floor, reader.index)
+        return reader.index, self.total_bytes - sum(
+            len(self.events[i].payload) for i in range(offset, len(self.events))
+        )
+
+    def leave(self, reader: Reader) -> None:
+        """Stop tracking a reader."""
+        self.recovered(reader)
+        self.readers.discard(reader)
+        self.waiting.pop(reader, None)
+
+    def recovered(self, reader: Reader) -> None:
+        """A reader's loss to retention is accounted for; it is at ``reader.index`` again."""
+        if reader.overtaken is not None:
+            reader.overtaken = None
+            self._behind -= 1
+            if not self._behind:
+                self._evicted_types.clear()
+        self._floor = min(self._floor, reader.index)
+
+    def lost_types(self, reader: Reader) -> Counter[str]:
+        """The evicted events by type that an overtaken reader never got."""
+        assert reader.overtaken is not None
+        lost = Counter(self._evicted_types)
+        lost.subtract(reader.overtaken)
+        return +lost
+
+    def _mark_overtaken(self) -> None:
+        """Find who has not read the event about to go. The floor is a lower bound of all positions, so that this looks
+        at every reader once in a whole window, not once an event."""
+        floor = self.total
+        for reader in self.readers:
+            if reader.overtaken is None:
+                if reader.index <= self.base:
+                    reader.overtaken = Counter(self._evicted_types)
+                    self._behind += 1
+                else:
+                    floor = min(floor, reader.index)
+        self._floor = floor
+
+    def batch(self, index: int, epoch: str, stop: int | None = None) -> Batch[Chunk]:
+        """Wrap what follows an index, at most ``BATCH_BYTES`` or one event; shared by everyone who asks from there."""
+        if stop is None:
+            found = self._cache.get(index)
+            if found is not None:
+                return found
+        events: list[StoredEvent] = []
+        size = 0
+        for event in self.between(index, self.total if stop is None else stop):
+            if events and size + len(event.payload) > BATCH_BYTES:
+                break
+            size += len(event.payload)
+            events.append(event)
+        batch = Batch(self.envelope.batch(events, epoch), index + len(events), size, events[-1].seq)
+        if stop is None:
+            if len(self._cache) >= _CACHED_BATCHES:
+                self._cache.clear()
+            self._cache[index] = batch
+        return batch
+
+    def between(self, start: int, stop: int) -> Iterator[StoredEvent]:
+        """The events at absolute indexes ``start`` to ``stop``; both must still be held."""
+        events, base = self.events, self.base
+        for offset in range(start - base, stop - base):
+            yield events[offset]
+
+    def disposal_after(self, index: int) -> int | None:
+        """The first index behind a disposal of this channel's directory that lies beyond ``index``."""
+        if not self.disposals:
+            return None
+        at = bisect_right(self.disposals, index)
+        return self.disposals[at] if at < len(self.disposals) else None
+
+
+class Channels:
+    """All channels of a process, found by index, and the live window that bounds what they hold together.
+
+    The window keeps the newest visible events within ``max_events`` and ``max_bytes``, each with the channels that
+    took it.
+    """
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self.max_events = max_events
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        #: Payload bytes of everything ever visible here, for distances in bytes.
+        self.total_bytes = 0
+        self._window: deque[tuple[StoredEvent, Sequence[Channel[object]], int]] = deque()
+        self._channels: dict[tuple[Filter, str], Channel[object]] = {}
+        #: Under one of its sessions, else of its types where they are plain names, else under ``None``.
+        self._index: dict[tuple[str, str] | None, list[Channel[object]]] = {None: []}
+        self._dirty: list[Channel[object]] = []
+
+    def __iter__(self) -> Iterator[Channel[object]]:
+        return iter(self._channels.values())
+
+    def __len__(self) -> int:
+        return len(self._window)
+
+    def get(self, filter: Filter, envelope: Envelope[Chunk], since: int) -> Channel[Chunk]:
+        """The channel of a filter and envelope, made if nobody uses it yet; give it back with :meth:`release`."""
+        key = (filter, envelope.name)
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(filter, envelope, since)  # type: ignore[assignment]
+            for place in _places(filter):
+                self._index.setdefault(place, []).append(channel)
+        channel.members += 1
+        return channel  # type: ignore[return-value]
+
+    def release(self, channel: Channel[Chunk]) -> None:
+        """A subscription no longer uses its channel; the last one closes it."""
+        channel.members -= 1
+        if channel.members == 0:
+            del self._channels[(channel.filter, channel.envelope.name)]
+            for place in _places(channel.filter):
+                self._index[place].remove(channel)  # type: ignore[arg-type]
+                if place is not None and not self._index[place]:
+                    del self._index[place]
+
+    def publish(self, event: StoredEvent) -> None:
+        """Make one event visible: give it to the channels it belongs to, let the window's oldest go."""
+        index = self._index
+        taken = [channel for channel in index[None] if channel.accepts(event)]
+        if len(index) > 1:
+            for place in (("type", event.type), ("session", event.session or "")):
+                if place in index:
+                    taken += [channel for channel in index[place] if channel.accepts(event)]
+        size = len(event.payload)
+        for channel in taken:
+            channel.append(event)
+            if not channel.dirty:
+                channel.dirty = True
+                self._dirty.append(channel)
+        self.bytes += size
+        self.total_bytes += size
+        window = self._window
+        window.append((event, taken, self.total_bytes))
+        while len(window) > self.max_events or (self.bytes > self.max_bytes and len(window) > 1):
+            old, channels, _ = window.popleft()
+            self.bytes -= len(old.payload)
+            for channel in channels:
+                channel.evict_oldest()
+
+    def truncate(self, end: int) -> None:
+        """Forget everything beyond a sequence number."""
+        while self._window and self._window[-1][0].seq > end:
+            self.bytes -= len(self._window.pop()[0].payload)
+        for channel in self:
+            channel.since = min(channel.since, end)
+            channel.truncate(end)
+
+    def wake(self) -> bool:
+        """Wake all who wait on a channel that got something; whether there were any."""
+        woken = False
+        dirty, self._dirty = self._dirty, []
+        for channel in dirty:
+            channel.dirty = False
+            if channel.waiting:
+                waiting, channel.waiting = channel.waiting, {}
+                woken = True
+                for reader in waiting:
+                    reader.wake()
+        return woken
+
+    def oldest(self, head: int) -> int:
+        """The first sequence number the window holds, ``head + 1`` when it is empty."""
+        return self._window[0][0].seq if self._window else head + 1
+
+    def bytes_after(self, position: int) -> int:
+        """Payload bytes visible after a sequence number, or everything the window holds where it is older."""
+        offset = position - self.oldest(position)
+        if offset < 0:
+            return self.bytes
+        return self.total_bytes - self._window[min(offset, len(self._window) - 1)][2]
+
+
+def _places(filter: Filter) -> list[tuple[str, str] | None]:
+    """Where a channel is looked for: each event finds it at most once."""
+    if filter.sessions is not None:
+        return [("session", value) for value in filter.sessions]
+    if filter.types and not any("*" in value or "?" in value for value in filter.types[0]):
+        return [("type", value) for value in filter.types[0]]
+    return [None]

@@ -1,0 +1,201 @@
+"""What is visible in this process: the store's events in sequence order, made visible in slices that cannot overflow a
+reader who keeps up.
+
+*Visible* is what this process has handed to its channels, *head* what the store holds; with one process and nothing
+under way they are the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import anyio
+import anyio.lowlevel
+
+from .channel import Channels
+from .events import StoredEvent
+from .overflow import Limits
+from .stores import Bounds, EventStore
+from .wakeup import call_soon
+
+#: The live window of a store that keeps more than fits into memory.
+WINDOW_EVENTS: Final = 10_000
+WINDOW_BYTES: Final = 64 * 1024 * 1024
+#: How long a slice waits for a reader that is in the middle of a write and would overflow, in seconds and steps. One
+#: that takes longer is slow, and what happens to it is its overflow policy's business.
+_STEP: Final = 0.001
+_PATIENCE_STEPS: Final = 50
+
+
+class Follower(Protocol):
+    """What the log knows of a subscription."""
+
+    def wake(self) -> None: ...
+    def epoch_changed(self, end: int) -> None: ...
+    def crowded(self, slice: Limits) -> bool: ...
+    def give_up(self) -> None: ...
+
+
+class Log:
+    """The store as this process sees it.
+
+    :param store: opened by :meth:`open`. :param limits: those of a subscriber for whom nobody changed them.
+    :param moved: called whenever something became visible.
+    """
+
+    def __init__(self, store: EventStore, limits: Limits, moved: Callable[[], None]) -> None:
+        self.store = store
+        self.head = 0
+        self.bounds = Bounds(1, 0, ())
+        #: No waiting subscriber's last ``id:`` is older than this.
+        self.oldest_bookmark = 0
+        #: Whether the window holds whatever the store does, so that what leaves it is gone.
+        self.window_is_store = store.kind == "memory"
+        keep = store.retention
+        self.channels = (
+            Channels(keep.events, keep.bytes)
+            if self.window_is_store
+            else Channels(max(WINDOW_EVENTS, 2 * limits.events), max(WINDOW_BYTES, 2 * limits.bytes))
+        )
+        self.followers: set[Follower] = set()
+        self._moved = moved
+        self._usual = self._limits = limits
+        self._slice = self._slice_for(limits)
+        self._arrivals: deque[StoredEvent] = deque()
+        self._arrived = anyio.Event()
+        self._shown = anyio.Event()
+        self._burst_events = self._burst_bytes = 0
+        self._wake_scheduled = False
+        self._waiting_for_head: set[Follower] = set()
+
+    @property
+    def epoch(self) -> str:
+        """The current epoch."""
+        return self.bounds.epoch
+
+    @property
+    def waiting(self) -> int:
+        """Events stored but not visible yet."""
+        return len(self._arrivals)
+
+    async def open(self) -> None:
+        """Open the store and begin at its head."""
+        self.bounds = await self.store.open(self)
+        self.head = self.oldest_bookmark = self.bounds.latest
+
+    def follow(self, follower: Follower, limits: Limits) -> None:
+        """A subscription attached; slices fit the smallest limits there are."""
+        self.followers.add(follower)
+        self._limits = Limits(min(self._limits.events, limits.events), min(self._limits.bytes, limits.bytes))
+        self._slice = self._slice_for(self._limits)
+
+    def unfollow(self, follower: Follower) -> None:
+        """A subscription left."""
+        self.followers.discard(follower)
+        self._waiting_for_head.discard(follower)
+        if not self.followers:
+            self._limits = self._usual
+            self._slice = self._slice_for(self._limits)
+
+    def _slice_for(self, limits: Limits) -> Limits:
+        """Half of the smallest limits, and a quarter of what the window holds, so that nobody is overtaken by it."""
+        return Limits(
+            max(1, min(limits.events // 2, self.channels.max_events // 4)),
+            max(1, min(limits.bytes // 2, self.channels.max_bytes // 4)),
+        )
+
+    # What the store tells.
+
+    def visible(self, events: Sequence[StoredEvent]) -> None:
+        """Take what follows in the store: a slice is shown at once, the rest after the readers had their turn."""
+        for event in events:
+            if self._arrivals or self._slice_is_full(event):
+                self._arrivals.append(event)
+            else:
+                self._show(event)
+        if self._arrivals:
+            if self._shown.is_set():
+                self._shown = anyio.Event()
+            self._arrived.set()
+        self._finish_slice()
+
+    def epoch_changed(self, bounds: Bounds, end: int) -> None:
+        """History beyond ``end`` was lost: forget it, and let everyone beyond it know."""
+        self.bounds = bounds
+        while self._arrivals and self._arrivals[-1].seq > end:
+            self._arrivals.pop()
+        if self.head > end:
+            self.head = end
+        self.oldest_bookmark = min(self.oldest_bookmark, end)
+        self.channels.truncate(end)
+        for follower in tuple(self.followers):
+            follower.epoch_changed(end)
+        self._schedule_wake()
+
+    # Making visible.
+
+    def _show(self, event: StoredEvent) -> None:
+        self.channels.publish(event)
+        self.head = event.seq
+        self._burst_events += 1
+        self._burst_bytes += len(event.payload)
+
+    def _finish_slice(self) -> None:
+        self._moved()
+        self._schedule_wake()
+
+    def _schedule_wake(self) -> None:
+        if not self._wake_scheduled:
+            self._wake_scheduled = True
+            call_soon(self.wake)
+
+    def wake(self) -> None:
+        """Wake everyone who got something: once for all that has come since the last time."""
+        self._wake_scheduled = False
+        self._burst_events = self._burst_bytes = 0
+        self.channels.wake()
+        if self._waiting_for_head:
+            waiting, self._waiting_for_head = self._waiting_for_head, set()
+            for follower in waiting:
+                follower.wake()
+
+    def wake_at_head(self, follower: Follower) -> None:
+        """Wake this one whenever more becomes visible, whatever its filter."""
+        self._waiting_for_head.add(follower)
+
+    def _slice_is_full(self, event: StoredEvent) -> bool:
+        count = self._burst_events
+        return count > 0 and (count >= self._slice.events or self._burst_bytes + len(event.payload) > self._slice.bytes)
+
+    async def pace(self) -> None:
+        """Wait until all that is stored is visible, as a publisher should that stores faster than readers read."""
+        while self._arrivals:
+            await self._shown.wait()
+
+    async def show_arrivals(self) -> None:
+        """Show what arrived in bulk, slice by slice, until cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived = anyio.Event()
+            while self._arrivals:
+                await self._let_read()
+                while self._arrivals and not self._slice_is_full(self._arrivals[0]):
+                    self._show(self._arrivals.popleft())
+                self._finish_slice()
+            self._shown.set()
+
+    async def _let_read(self) -> None:
+        """Wake the readers and wait until those that keep up have room for another slice."""
+        self.wake()
+        await anyio.lowlevel.checkpoint()
+        for _ in range(_PATIENCE_STEPS):
+            if not self._crowded():
+                return
+            await anyio.sleep(_STEP)
+        for follower in self._crowded():
+            follower.give_up()
+
+    def _crowded(self) -> list[Follower]:
+        return [follower for follower in self.followers if follower.crowded(self._slice)]

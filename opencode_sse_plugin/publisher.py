@@ -1,0 +1,187 @@
+"""From a host's call to the store: plugins, checks, encoding once, and the bounded buffer in front of a store whose
+append takes time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import anyio
+
+from .errors import BusClosed, InvalidEvent, PublishBufferFull, StoreUnavailable
+from .events import Event, EventIds, StoredEvent, check_event
+from .log import Log
+from .plugins import Plugins
+from .settings import Settings
+from .stores import Appended
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A publish on its way to the store."""
+
+    events: Sequence[StoredEvent]
+    #: ``None`` where nobody waits (``publish_nowait``).
+    done: anyio.Event | None = field(default_factory=anyio.Event)
+    appended: Appended | None = None
+    error: Exception | None = None
+
+
+class Publisher:
+    """Puts events into the store in call order.
+
+    A store that appends at once is called directly; for any other, all that waits goes into one append, so that many
+    publishers share one commit.
+    """
+
+    def __init__(self, log: Log, plugins: Plugins, settings: Settings, new_id: EventIds) -> None:
+        self._log = log
+        self._plugins = plugins
+        self._settings = settings
+        self._new_id = new_id
+        self._append_now = getattr(log.store, "append_now", None)
+        self._buffer: deque[_Pending] = deque()
+        self._buffered = 0
+        self._more = anyio.Event()
+        self._less = anyio.Event()
+        self._idle = anyio.Event()
+        self._idle.set()
+        self.published = self.duplicates = self.vetoed = 0
+
+    @property
+    def buffered(self) -> int:
+        """Events accepted and not stored yet."""
+        return self._buffered
+
+    def prepare(self, event: Event, index: int = 0) -> StoredEvent | None:
+        """Let the plugins look, check and encode.
+
+        :return: ``None`` if a plugin dropped it.
+        :raises InvalidEvent: with ``index``; nothing was stored.
+        """
+        check_event(event, index)
+        if not event.id:
+            event = replace(event, id=self._new_id())
+        if self._plugins.publishes:
+            kept = self._plugins.event_publish(event)
+            if kept is None:
+                self.vetoed += 1
+                return None
+            if kept is not event:
+                check_event(kept, index)
+                event = kept if kept.id else replace(kept, id=event.id)
+        stored = StoredEvent.encode(event, index=index)
+        if stored.size > self._settings.max_event_bytes:
+            raise InvalidEvent(
+                f"event {event.type!r} has {stored.size} bytes, more than max_event_bytes "
+                f"({self._settings.max_event_bytes})",
+                index=index,
+                too_large=True,
+            )
+        return stored
+
+    async def append(self, events: Sequence[StoredEvent]) -> Appended:
+        """Store all or none, and return with the store's promise.
+
+        :raises StoreUnavailable: if the store did not take them.
+        """
+        if self._append_now is not None and not self._buffer:
+            appended: Appended = self._append_now(events)
+            self._stored(events, appended)
+            if self._log.waiting:
+                await self._log.pace()
+            return appended
+        while self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
+            await self._less.wait()
+        pending = _Pending(events)
+        self._enqueue(pending)
+        assert pending.done is not None
+        await pending.done.wait()
+        if pending.error is not None:
+            raise pending.error
+        assert pending.appended is not None
+        return pending.appended
+
+    def append_nowait(self, events: Sequence[StoredEvent]) -> None:
+        """Accept events for storing, in call order.
+
+        :raises PublishBufferFull: if too much is waiting already; nothing was accepted.
+        """
+        if self._buffered + self._log.waiting + len(events) > self._settings.publish_buffer:
+            raise PublishBufferFull(
+                f"{self._buffered + self._log.waiting} events wait already (publish_buffer is "
+                f"{self._settings.publish_buffer}); await publish() to wait for room"
+            )
+        if self._append_now is not None and not self._buffer:
+            self._stored(events, self._append_now(events))
+        else:
+            self._enqueue(_Pending(events, done=None))
+
+    def _enqueue(self, pending: _Pending) -> None:
+        self._buffer.append(pending)
+        self._buffered += len(pending.events)
+        if self._idle.is_set():
+            self._idle = anyio.Event()
+        self._more.set()
+
+    async def run(self) -> None:
+        """Bring what is buffered to the store, until cancelled."""
+        while True:
+            await self._more.wait()
+            self._more = anyio.Event()
+            while self._buffer:
+                taken = tuple(self._buffer)
+                await self._flush(taken)
+                for _ in taken:
+                    self._buffer.popleft()
+                self._buffered -= sum(len(pending.events) for pending in taken)
+                self._less.set()
+                self._less = anyio.Event()
+                await self._log.pace()
+            self._idle.set()
+
+    async def _flush(self, taken: Sequence[_Pending]) -> None:
+        events = [event for pending in taken for event in pending.events]
+        try:
+            appended = await self._log.store.append(events)
+        except Exception as error:
+            self._fail(taken, error)
+            return
+        self._stored(events, appended)
+        at = 0
+        for pending in taken:
+            seqs = appended.seqs[at : at + len(pending.events)]
+            at += len(pending.events)
+            fresh = sum(event.seq == seq for event, seq in zip(pending.events, seqs, strict=True))
+            pending.appended = Appended(seqs, len(seqs) - fresh)
+            if pending.done is not None:
+                pending.done.set()
+
+    def _fail(self, taken: Sequence[_Pending], error: Exception) -> None:
+        for pending in taken:
+            if pending.done is None:
+                self._plugins.publish_failed([event.event for event in pending.events], error)
+            else:
+                pending.error = error
+                pending.done.set()
+
+    def _stored(self, events: Sequence[StoredEvent], appended: Appended) -> None:
+        self.published += len(events) - appended.duplicates
+        self.duplicates += appended.duplicates
+        if self._plugins.published:
+            for event, seq in zip(events, appended.seqs, strict=True):
+                if event.seq == seq:
+                    self._plugins.event_published(event, seq)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for what was accepted, then fail the rest with ``StoreUnavailable``."""
+        with anyio.move_on_after(seconds):
+            await self._idle.wait()
+            return
+        self._fail(tuple(self._buffer), StoreUnavailable("the bus is draining and the store did not answer in time"))
+
+
+def closed() -> BusClosed:
+    """The error of a bus that takes nothing."""
+    return BusClosed("the event bus is not running: it was not started, is draining, or was closed")

@@ -1,0 +1,64 @@
+"""The one place that calls ASGI ``send`` for a stream: pumps a subscription's chunks to the server."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import anyio
+from starlette.types import Receive, Scope, Send
+
+from . import transport
+from .bus import EventBus
+from .frames import HEADERS
+from .subscription import Subscription
+
+_START: Final = {"type": "http.response.start", "status": 200, "headers": list(HEADERS)}
+
+
+class EventStreamResponse:
+    """An ASGI response that is a stream.
+
+    It ends cleanly only where the client is not meant to come back; else it returns without the final body message,
+    which servers turn into an abort, since SDKs reconnect after nothing else.
+    """
+
+    def __init__(self, bus: EventBus, subscription: Subscription[bytes]) -> None:
+        self.bus = bus
+        self.subscription = subscription
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        subscription = self.subscription
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                def cut() -> None:
+                    transport.abort(send)
+                    tasks.cancel_scope.cancel()
+
+                subscription.on_cut = cut
+                tasks.start_soon(self._listen, receive)
+                await self._pump(send)
+                tasks.cancel_scope.cancel()
+        finally:
+            self.bus.detach(subscription)
+
+    async def _pump(self, send: Send) -> None:
+        subscription = self.subscription
+        chunk = await subscription.next()
+        await send({**_START, "headers": list(HEADERS)})
+        try:
+            while chunk is not None:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                chunk = await subscription.next()
+            if subscription.ending == "clean":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except OSError:
+            # The client is gone; ASGI servers may say so here (spec 2.4) before `receive` does.
+            subscription.end("client")
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.subscription.end("client")
+        if self.subscription.on_cut is not None and self.subscription.writing_since is not None:
+            self.subscription.on_cut()

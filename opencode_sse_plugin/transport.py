@@ -1,0 +1,21 @@
+"""Getting rid of a connection that does not read.
+
+Cancelling an ASGI app leaves the server with whatever it buffered for the socket, and a peer that never reads keeps it
+there for ever (measured: uvicorn, hypercorn and granian). Where the server's transport can be reached through its own
+``send``, it is aborted; elsewhere ``TCP_USER_TIMEOUT`` on the listening socket does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Send
+
+
+def abort(send: Send) -> bool:
+    """Abort the connection behind a server's own ``send``; whether its transport could be reached."""
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if not isinstance(transport, asyncio.WriteTransport):  # uvloop's registers as one
+        return False
+    transport.abort()
+    return True
