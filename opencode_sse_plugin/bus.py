@@ -42,6 +42,7 @@ from .subscription import Services, Subscription
 logger = logging.getLogger("opencode_sse")
 Chunk = TypeVar("Chunk")
 
+_AT_HEAD: Final = Start()
 _FINISH_PUBLISHES: Final = 1.0
 _FINISH_READERS: Final = 0.5
 
@@ -92,6 +93,7 @@ class EventBus:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
         self._started_at = 0.0
+        self._left = anyio.Event()
         self._counters = {"attached": 0, "rejected": 0, "overflows": 0}
 
     # Running.
@@ -200,10 +202,14 @@ class EventBus:
         deadline = time.monotonic() + _FINISH_READERS
         retry = max(self.settings.retry, 1)
         for subscription in tuple(self._subscriptions):
-            subscription.retry_after_drain = random.randint(retry, 2 * retry)  # noqa: S311 - jitter
+            subscription.retry_after_drain = random.randint(
+                retry, 2 * retry
+            )  # jitter: they must not all come back at once
             subscription.wake()
         while self._subscriptions and time.monotonic() < deadline:
-            await anyio.sleep(0.005)
+            self._left = anyio.Event()
+            with anyio.move_on_after(deadline - time.monotonic()):
+                await self._left.wait()
         for subscription in tuple(self._subscriptions):
             subscription.drain_now = True
             subscription.wake()
@@ -256,7 +262,7 @@ class EventBus:
         """Store all or none of a batch, neighbours in the log.
 
         :return: a sequence number for each, ``None`` where a plugin dropped one.
-        :raises InvalidEvent: with the ``index`` of the first bad one. :raises StoreUnavailable, BusClosed: as ``publish``.
+        :raises InvalidEvent: with the ``index`` of the first bad one; all else as :meth:`publish`.
         """
         return (await self.publish_batch_counting(events))[0]
 
@@ -339,7 +345,7 @@ class EventBus:
         grant: Grant,
         *,
         mode: Mode = "live",
-        start: Start = Start(),
+        start: Start = _AT_HEAD,
         snapshot: bool = False,
         sees_abort: bool = True,
     ) -> Subscriber:
@@ -384,6 +390,7 @@ class EventBus:
         """A subscriber left."""
         if self._subscriptions.pop(subscription, self) is None:
             subscription.close()
+            self._left.set()
             self.plugins.subscriber_detach(subscription.subscriber, subscription.reason)
 
     def _refuse_if_full(self) -> None:

@@ -81,9 +81,11 @@ class Channel(Generic[Chunk]):
         self.total_bytes += len(event.payload)
         if self._cache:
             self._cache.clear()
-        if self._directory is not None and event.type == _DISPOSED and self.envelope.name == "event":
-            if (event.event.properties or {}).get("directory") == self._directory:
-                self.disposals.append(self.total)
+        if self._directory is not None and event.type == _DISPOSED and self._ends_with(event):
+            self.disposals.append(self.total)
+
+    def _ends_with(self, disposal: StoredEvent) -> bool:
+        return self.envelope.name == "event" and (disposal.event.properties or {}).get("directory") == self._directory
 
     def evict_oldest(self) -> None:
         """Let go of the oldest event, since the live window did; readers that missed it are marked."""
@@ -226,7 +228,7 @@ class Channels:
             for place in _places(filter):
                 self._index.setdefault(place, []).append(channel)
         channel.members += 1
-        return channel  # type: ignore[return-value]
+        return channel
 
     def release(self, channel: Channel[Chunk]) -> None:
         """A subscription no longer uses its channel; the last one closes it."""

@@ -34,9 +34,6 @@ class Liveness:
         self._clock = clock
         self._subscriptions = subscriptions
         self._wall = wall
-        keep = log.store.retention
-        self._quarter_events = max(1, keep.events // 4)
-        self._quarter_bytes = max(1, keep.bytes // 4)
 
     async def run(self) -> None:
         """Look at everyone, often enough that nothing is late by more than a tenth; until cancelled."""
@@ -63,19 +60,15 @@ class Liveness:
         """More became visible: whoever is level and has moved past a quarter of what the store retains since its last
         ``id:`` gets a bookmark, or a quiet filter would age out."""
         log = self._log
-        if not self._aged(log.oldest_bookmark):
+        if not log.aged(log.oldest_bookmark):
             return
         oldest = log.head
         for subscription in self._subscriptions:
             if subscription.writing_since is not None:
-                continue  # It compares itself with the oldest bookmark when it waits again.
-            if self._aged(subscription.last_id):
+                continue  # It looks itself before it waits again.
+            if log.aged(subscription.last_id):
                 subscription.heartbeat_due = True
                 subscription.wake()
             else:
                 oldest = min(oldest, subscription.last_id)
         log.oldest_bookmark = oldest
-
-    def _aged(self, position: int) -> bool:
-        log = self._log
-        return log.head - position > self._quarter_events or log.channels.bytes_after(position) > self._quarter_bytes

@@ -33,7 +33,7 @@ class Follower(Protocol):
     """What the log knows of a subscription."""
 
     def wake(self) -> None: ...
-    def epoch_changed(self, end: int) -> None: ...
+    def epoch_changed(self, end: int, gone: int) -> None: ...
     def crowded(self, slice: Limits) -> bool: ...
     def give_up(self) -> None: ...
 
@@ -54,6 +54,7 @@ class Log:
         #: Whether the window holds whatever the store does, so that what leaves it is gone.
         self.window_is_store = store.kind == "memory"
         keep = store.retention
+        self._quarter = Limits(max(1, keep.events // 4), max(1, keep.bytes // 4))
         self.channels = (
             Channels(keep.events, keep.bytes)
             if self.window_is_store
@@ -84,6 +85,10 @@ class Log:
         """Open the store and begin at its head."""
         self.bounds = await self.store.open(self)
         self.head = self.oldest_bookmark = self.bounds.latest
+
+    def aged(self, position: int) -> bool:
+        """Whether a bookmark lies further back than a quarter of what the store retains."""
+        return self.head - position > self._quarter.events or self.channels.bytes_after(position) > self._quarter.bytes
 
     def follow(self, follower: Follower, limits: Limits) -> None:
         """A subscription attached; slices fit the smallest limits there are."""
@@ -129,9 +134,10 @@ class Log:
         if self.head > end:
             self.head = end
         self.oldest_bookmark = min(self.oldest_bookmark, end)
+        gone = self.channels.oldest(self.head) - 1
         self.channels.truncate(end)
         for follower in tuple(self.followers):
-            follower.epoch_changed(end)
+            follower.epoch_changed(end, gone)
         self._schedule_wake()
 
     # Making visible.

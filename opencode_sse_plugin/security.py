@@ -19,7 +19,7 @@ from .errors import Reject
 from .subscriber import Grant
 
 #: Says who may attach: a grant, or ``None`` for a caller who is not let in. May be async; may raise ``Reject``.
-Authorize = Callable[[Request], Grant | None | Awaitable[Grant | None]]
+Authorize = Callable[[Request], Grant | Awaitable[Grant | None] | None]
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="Secure Area"'}
 
@@ -72,7 +72,8 @@ def is_foreign(connection: HTTPConnection, origins: Collection[str]) -> bool:
 class LoopbackGuard:
     """Wraps a stand-alone app: a page in a browser must not reach it by DNS rebinding or from a foreign origin.
 
-    :param hosts: names allowed in ``Host`` besides loopback ones. :param origins: origins allowed besides loopback ones.
+    :param hosts: names allowed in ``Host`` besides loopback ones.
+    :param origins: origins allowed besides loopback ones.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""A subscriber's position in the log, and everything that follows from it: what to give next, what was lost, when to end.
+"""A subscriber's position in the log, and all that follows from it: what to give next, what was lost, when to end.
 
 ``next()`` is the whole interface of a pump. A subscription is *paging* (reading the store at the client's pace) or
 *live* (at an index of its channel); its limits apply from the moment it was first level with the head.
@@ -140,6 +140,8 @@ class Subscription(Generic[Chunk]):
                 return self._heartbeat()
             self._blocked = 0.0
             if self.last_id < self._log.oldest_bookmark:
+                if self._log.aged(self.last_id):
+                    return self._heartbeat()
                 self._log.oldest_bookmark = self.last_id
             if self._live:
                 self._channel.waiting[self] = None
@@ -215,11 +217,20 @@ class Subscription(Generic[Chunk]):
         }
 
     def _is_level(self) -> bool:
-        return self.index == self._channel.total if self._live else self.position >= self._log.head
+        """Whether there is nothing to do but wait."""
+        if self._live:
+            return self.index == self._channel.total
+        return self._stop is None and self.position >= self._log.head
 
     # Beginning.
 
     async def _open(self) -> None:
+        await self._begin()
+        if self._stop is None and self.ending is None:
+            self._join()
+
+    async def _begin(self) -> None:
+        """Decide where the stream begins, and say so."""
         subscriber, log = self.subscriber, self._log
         start = subscriber.start
         if subscriber.mode == "live":
@@ -284,11 +295,14 @@ class Subscription(Generic[Chunk]):
         self.position = snapshot.at
         self._say(frames.HEARTBEAT, id=self.position)
 
-    def epoch_changed(self, end: int) -> None:
-        """The epoch ended at a sequence number; beyond it this position means nothing."""
+    def epoch_changed(self, end: int, gone: int) -> None:
+        """The epoch ended at a sequence number; beyond it this position means nothing.
+
+        :param gone: up to here events had left the live window. Counted as lost beyond ``end``, they never were.
+        """
         if self._stop is not None:
             self._stop = min(self._stop, end)
-        if self.position > end:
+        if self.position > end or (self.overtaken is not None and gone > end):
             self._expired = "epoch"
         else:
             self._told_epoch = self._log.epoch
@@ -531,7 +545,7 @@ class Subscription(Generic[Chunk]):
     def _control(self, type: str, properties: dict[str, Any] | None = None, id: int | None = None) -> Chunk:
         retry, self._retry = self._retry, None
         if id is not None:
-            self.last_id = max(self.last_id, id)
+            self.last_id = id
         event = Event(type, properties or {}, self.services.new_id())
         return self.envelope.control(event, None if id is None else f"{self._log.epoch}:{id}", retry)
 

@@ -64,9 +64,10 @@ def new_waiter() -> Waiter:
 
 
 def call_soon(function: Callable[[], None]) -> None:
-    """Call a function in the loop's next turn; at once where the loop has no such thing, since waking never runs code
-    of the woken."""
-    if sniffio.current_async_library() == "asyncio":
-        asyncio.get_running_loop().call_soon(function)
+    """Call a function in a later turn of the running event loop."""
+    if sniffio.current_async_library() == "trio":
+        import trio
+
+        trio.lowlevel.current_trio_token().run_sync_soon(function)
     else:
-        function()
+        asyncio.get_running_loop().call_soon(function)
