@@ -8,6 +8,7 @@ import pytest
 
 from opencode_sse_plugin.clock import Clock
 from opencode_sse_plugin.testing import ManualClock, settle
+from opencode_sse_plugin.wakeup import call_soon
 
 pytestmark = pytest.mark.anyio
 
@@ -191,6 +192,19 @@ async def test_settle_waits_for_all_that_can_run() -> None:
         await settle()
         assert steps == 300
         group.cancel_scope.cancel()
+
+
+async def test_settle_waits_for_callbacks_too() -> None:
+    called = []
+
+    def call(number: int) -> None:
+        called.append(number)
+        if number < 5:
+            call_soon(lambda: call(number + 1))
+
+    call(0)
+    await settle()
+    assert called == [0, 1, 2, 3, 4, 5]
 
 
 async def test_the_fixture_gives_a_fresh_clock(manual_clock: ManualClock) -> None:
