@@ -228,7 +228,7 @@ class Channels:
             for place in _places(filter):
                 self._index.setdefault(place, []).append(channel)
         channel.members += 1
-        return channel
+        return channel  # type: ignore[return-value]
 
     def release(self, channel: Channel[Chunk]) -> None:
         """A subscription no longer uses its channel; the last one closes it."""

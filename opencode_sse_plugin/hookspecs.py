@@ -163,3 +163,5 @@ def sse_snapshot(subscriber: Subscriber, head: int) -> Snapshot | Awaitable[Snap
 
 
 SPECS: Final[tuple[Any, ...]] = tuple(value for name, value in list(globals().items()) if name.startswith("sse_"))
+#: The hooks that may be ``async def``; all others are called from synchronous code.
+ASYNC: Final = frozenset({"sse_startup", "sse_shutdown", "sse_subscriber_attach", "sse_snapshot"})
