@@ -9,7 +9,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -334,7 +334,7 @@ class EventBus:
             subscriber.policy = self.policies.create(overflow) if isinstance(overflow, str) else overflow
         subscription = await self.attach(subscriber, OBJECT)
         try:
-            yield _deliveries(subscription)
+            yield _Deliveries(subscription)
         finally:
             self.detach(subscription)
 
@@ -451,7 +451,20 @@ class EventBus:
         return dict(statistics()) if statistics is not None else {}
 
 
-async def _deliveries(subscription: Subscription[tuple[Delivery, ...]]) -> AsyncIterator[Delivery]:
-    while (chunk := await subscription.next()) is not None:
-        for delivery in chunk:
-            yield delivery
+class _Deliveries:
+    """What is iterated over in-process. Not a generator, which would have to be closed by whoever breaks out."""
+
+    def __init__(self, subscription: Subscription[tuple[Delivery, ...]]) -> None:
+        self._subscription = subscription
+        self._ready: Iterator[Delivery] = iter(())
+
+    def __aiter__(self) -> _Deliveries:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        while (delivery := next(self._ready, None)) is None:
+            chunk = await self._subscription.next()
+            if chunk is None:
+                raise StopAsyncIteration
+            self._ready = iter(chunk)
+        return delivery

@@ -224,7 +224,7 @@ class Channels:
         key = (filter, envelope.name)
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = Channel(filter, envelope, since)  # type: ignore[assignment]
+            channel = self._channels[key] = Channel(filter, envelope, since)
             for place in _places(filter):
                 self._index.setdefault(place, []).append(channel)
         channel.members += 1

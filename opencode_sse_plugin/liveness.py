@@ -50,7 +50,8 @@ class Liveness:
             if expires is not None and wall >= expires:
                 subscription.cut("grant")
             elif subscription.writing_since is not None:
-                if now - subscription.writing_since >= settings.write_timeout:
+                # Only where a pump writes: an in-process reader may think as long as it likes.
+                if subscription.on_cut is not None and now - subscription.writing_since >= settings.write_timeout:
                     subscription.cut("write-timeout")
             elif now - subscription.last_frame >= settings.heartbeat:
                 subscription.heartbeat_due = True

@@ -109,6 +109,8 @@ class Subscription(Generic[Chunk]):
             self._blocked = now - self.writing_since
             self.writing_since = None
             self._slow = False
+            if now - self.last_frame >= self.services.settings.heartbeat:
+                self.heartbeat_due = True
         chunk = await self._next()
         if chunk is not None:
             self.last_frame = self.writing_since = self.services.clock.now()
