@@ -69,6 +69,7 @@ class EventBus:
         plugin_manager: pluggy.PluginManager | None = None,
         clock: Clock | None = None,
     ) -> None:
+        found = plugins is None
         if plugins is None:
             given = settings if isinstance(settings, Settings) else Settings.load(settings)
             plugins = Plugins(required=given.plugins, disabled=given.disabled_plugins)
@@ -78,12 +79,18 @@ class EventBus:
         self.settings = (
             settings if isinstance(settings, Settings) else Settings.load(settings, plugin=self.plugins.settings)
         )
+        if found:
+            plugins.publish_errors = self.settings.publish_errors
+            plugins.disable(self.settings.disabled_plugins)
         self.policies = PolicyRegistry()
         self.stores = StoreRegistry()
         self.delivery = DeliveryClasses()
         builtin_policies(self.policies.register)
         self.stores.register("memory", open_memory)
         self.plugins.connect(self.policies.register, self.stores.register, self.delivery.register)
+        if found:
+            # Again: an ``sse_settings`` plugin may have named more, and one may have failed to register.
+            plugins.require(self.settings.plugins)
         self.policies.create(self.settings.overflow)  # A misspelt name fails now, not at the first overflow.
         self.store = store if store is not None else self.stores.create(self.settings.store, self.settings)
         self.clock: Clock = clock or SystemClock()

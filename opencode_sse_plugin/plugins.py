@@ -183,6 +183,15 @@ class Plugins:
         self.manager.unregister(name=name)
         self._infos.pop(name, None)
 
+    def disable(self, names: Iterable[str]) -> None:
+        """Take out what distributions or entry points of these names brought."""
+        unwanted = {normalized(name) for name in names}
+        for info in tuple(self._infos.values()):
+            if {normalized(info.name), normalized(info.distribution or "")} & unwanted:
+                if self.manager.has_plugin(info.name):
+                    self.manager.unregister(name=info.name)
+                del self._infos[info.name]
+
     def connect(self, policies: Callable[..., None], stores: Callable[..., None], classes: Callable[..., None]) -> None:
         """Give the ``sse_register_*`` hooks what they register with; later plugins get it when they come."""
         self._connected = (policies, stores, classes)

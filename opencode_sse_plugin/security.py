@@ -60,6 +60,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _hostname(url: str) -> str:
+    """The host of a URL; empty for one that makes no sense."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def is_foreign(connection: HTTPConnection, origins: Collection[str]) -> bool:
     """Whether a request comes from a page of another origin than ours and the allowed ones. Clients that are not
     browsers send no ``Origin``."""
@@ -74,22 +90,26 @@ class LoopbackGuard:
 
     :param hosts: names allowed in ``Host`` besides loopback ones.
     :param origins: origins allowed besides loopback ones.
+    :param addresses: whether any address is allowed in ``Host``; rebinding needs a name.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, *, hosts: Collection[str] = (), origins: Collection[str] = (), addresses: bool = False
+    ) -> None:
         self._app = app
+        self._addresses = addresses
         self._hosts = frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            host = urlsplit("//" + headers.get("host", "")).hostname or ""
-            if not (is_loopback(host) or host in self._hosts):
+            host = _hostname("//" + headers.get("host", ""))
+            if not (is_loopback(host) or host in self._hosts or (self._addresses and _is_address(host))):
                 response = JSONResponse({"error": f"host {host!r} is not served here", "parameter": "host"}, 403)
                 return await response(scope, receive, send)
             origin = headers.get("origin")
-            if origin is not None and origin not in self._origins and not is_loopback(urlsplit(origin).hostname or ""):
+            if origin is not None and origin not in self._origins and not is_loopback(_hostname(origin)):
                 response = JSONResponse({"error": f"origin {origin!r} is not allowed", "parameter": "origin"}, 403)
                 return await response(scope, receive, send)
         await self._app(scope, receive, send)
