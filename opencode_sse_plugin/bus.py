@@ -20,7 +20,6 @@ import anyio.abc
 import anyio.from_thread
 import anyio.lowlevel
 import pluggy
-import sniffio
 
 from .clock import Clock, SystemClock
 from .delivery import DeliveryClasses
@@ -38,6 +37,7 @@ from .stores import EventStore, StoreRegistry
 from .stores.memory import open_memory
 from .subscriber import Grant, Mode, Start, Subscriber
 from .subscription import Services, Subscription
+from .wakeup import on_asyncio
 
 logger = logging.getLogger("opencode_sse")
 Chunk = TypeVar("Chunk")
@@ -132,7 +132,7 @@ class EventBus:
         """
         if self._state == "running":
             return
-        if sniffio.current_async_library() != "asyncio":
+        if not on_asyncio():
             raise BusClosed("start() needs asyncio; on trio use `async with bus:`")
         if self._runner is None:
             ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

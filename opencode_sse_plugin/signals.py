@@ -3,7 +3,6 @@ and granian would wait for ever; the signal itself is the only moment early enou
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-import sniffio
+from .wakeup import thread_safe_call_soon
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -26,7 +25,7 @@ def chained_signals(callback: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    call_soon = _call_soon()
+    call_soon = thread_safe_call_soon()
     previous: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -44,12 +43,3 @@ def chained_signals(callback: Callable[[], None]) -> Iterator[None]:
         for which, before in previous.items():
             if signal.getsignal(which) is handle:
                 signal.signal(which, before)
-
-
-def _call_soon() -> Callable[[Callable[[], None]], Any]:
-    """What calls a function on this event loop from inside a signal handler."""
-    if sniffio.current_async_library() == "trio":
-        import trio
-
-        return trio.lowlevel.current_trio_token().run_sync_soon
-    return asyncio.get_running_loop().call_soon_threadsafe

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
-import sniffio
 
 
 class Waiter(Protocol):
@@ -58,16 +57,34 @@ class _EventWaiter:
         self._event = anyio.Event()
 
 
+def on_asyncio() -> bool:
+    """Whether the running event loop is asyncio's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def new_waiter() -> Waiter:
     """A waiter for the running event loop."""
-    return _AsyncioWaiter() if sniffio.current_async_library() == "asyncio" else _EventWaiter()
+    return _AsyncioWaiter() if on_asyncio() else _EventWaiter()
 
 
 def call_soon(function: Callable[[], None]) -> None:
     """Call a function in a later turn of the running event loop."""
-    if sniffio.current_async_library() == "trio":
+    if on_asyncio():
+        asyncio.get_running_loop().call_soon(function)
+    else:
         import trio
 
         trio.lowlevel.current_trio_token().run_sync_soon(function)
-    else:
-        asyncio.get_running_loop().call_soon(function)
+
+
+def thread_safe_call_soon() -> Callable[[Callable[[], None]], Any]:
+    """What calls a function on the running event loop from a signal handler or another thread."""
+    if on_asyncio():
+        return asyncio.get_running_loop().call_soon_threadsafe
+    import trio
+
+    return trio.lowlevel.current_trio_token().run_sync_soon

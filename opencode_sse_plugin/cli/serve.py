@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
 
     :raises ConfigurationError: before anything is opened. :raises OSError: if the address cannot be had.
     """
+    if find_spec("uvicorn") is None:
+        raise SSEPluginError("serve needs uvicorn: pip install 'opencode-sse-plugin[serve]'")
     password = os.environ.get(PASSWORD, "")
     if not is_loopback(options.host) and not password:
         raise ConfigurationError(
@@ -95,7 +98,13 @@ def run(options: argparse.Namespace) -> int:
     listener = _listen(options.host, options.port, bus.settings.write_timeout)
     with listener:
         anyio.run(
-            _serve, bus, listener, _app(bus, options, password), trace, options, backend_options={"use_uvloop": True}
+            _serve,
+            bus,
+            listener,
+            _app(bus, options, password),
+            trace,
+            options,
+            backend_options={"use_uvloop": find_spec("uvloop") is not None},
         )
     return 0
 
@@ -142,10 +151,7 @@ async def _serve(
     trace: list[demo.Recorded] | None,
     options: argparse.Namespace,
 ) -> None:
-    try:
-        import uvicorn
-    except ImportError:
-        raise SSEPluginError("serve needs uvicorn: pip install 'opencode-sse-plugin[serve]'") from None
+    import uvicorn
 
     class Server(uvicorn.Server):
         """Drains before it waits for its streams, which would not end by themselves."""

@@ -1,0 +1,106 @@
+"""What is shipped: the wheels of the package and of every example plugin, built and used from a clean environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.parent for path in ROOT.glob("hooks/*/pyproject.toml"))
+
+_USE = """
+import anyio
+from opencode_sse_plugin import EventBus, Limits
+
+async def main():
+    async with EventBus({"overflow": "keep-questions"}) as bus, bus.subscribe(limits=Limits(2, 10_000)) as events:
+        await anext(events)
+        for type in ["text"] * 5 + ["question.asked"]:
+            await bus.publish(type, {})
+            await anyio.sleep(0)
+        async for delivery in events:
+            print(delivery.event.type)
+            if delivery.event.type == "question.asked":
+                break
+
+anyio.run(main)
+"""
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheels")
+    for project in (ROOT, *EXAMPLES):
+        run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the wheels and what they depend on, nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    run(folder / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *wheels.glob("*.whl"))
+    return folder / "bin"
+
+
+def test_the_wheel_holds_what_it_needs(wheels: Path) -> None:
+    names = zipfile.ZipFile(next(wheels.glob("opencode_sse_plugin-*.whl"))).namelist()
+    for wanted in ("opencode_sse_plugin/py.typed", "opencode_sse_plugin/cli/trace.jsonl.xz"):
+        assert wanted in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if not name.startswith("opencode_sse_plugin")]
+
+
+def test_the_core_depends_on_three_packages(environment: Path) -> None:
+    shown = json.loads(run(environment / "python", "-m", "pip", "list", "--format", "json"))
+    installed = {package["name"].lower() for package in shown}
+    ours = {path.name for path in EXAMPLES} | {"opencode-sse-plugin"}
+    assert (
+        installed - ours - {"pip", "setuptools"}
+        == {
+            "anyio",
+            "idna",
+            "pluggy",
+            "starlette",
+            "typing-extensions",
+            "typing_extensions",
+        }
+        & installed
+    )
+
+
+def test_every_example_is_found(environment: Path) -> None:
+    found = {
+        plugin["distribution"]: plugin for plugin in json.loads(run(environment / "opencode-sse", "plugins", "--json"))
+    }
+    for example in EXAMPLES:
+        assert found[example.name]["failure"] is None
+        assert found[example.name]["hooks"]
+        assert found[example.name]["version"]
+
+
+def test_an_installed_policy_is_chosen_by_its_name(environment: Path) -> None:
+    said = run(environment / "python", "-c", _USE).split()
+    assert said[-2:] == ["server.stream.lagged", "question.asked"]
+    assert "text" not in said
+
+
+def test_serve_names_the_extra_it_needs(environment: Path) -> None:
+    done = subprocess.run(
+        [environment / "opencode-sse", "serve", "--port", "0"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "pip install 'opencode-sse-plugin[serve]'" in done.stderr
