@@ -156,6 +156,7 @@ class EventBus:
         if self._state not in ("new", "closed"):
             raise closed()
         self._drained = anyio.Event()
+        self._drain_asked = anyio.Event()
         settings = self.settings
         limits = Limits(settings.queue_max, settings.queue_max_bytes)
         self.log = Log(self.store, limits, self._moved)
@@ -163,10 +164,12 @@ class EventBus:
         self._thread = threading.get_ident()
         self._token = anyio.lowlevel.current_token()
         self._publisher = Publisher(self.log, self.plugins, settings, self._ids)
-        self._services = Services(self.log, settings, self.plugins, self.policies, self.delivery, self.clock, self._ids)
+        self._services = Services(
+            self.log, settings, self.plugins, self.policies, self.delivery, self.clock, self._ids, self._counters
+        )
         self._liveness = Liveness(self.log, settings, self.clock, self._subscriptions)
         self._started_at = time.time()
-        for task in (self.log.show_arrivals, self._publisher.run, self._liveness.run):
+        for task in (self.log.show_arrivals, self._publisher.run, self._liveness.run, self._drain_when_asked):
             tasks.start_soon(task)
         self._state = "running"
         try:
@@ -232,9 +235,13 @@ class EventBus:
             self._runner = None
 
     def drain_soon(self) -> None:
-        """Begin to drain, from a callback."""
-        if self._state == "running" and self._tasks is not None:
-            self._tasks.start_soon(self.drain)
+        """Begin to drain, from a callback of the event loop: not a task, so that no task can be started there."""
+        if self._state == "running":
+            self._drain_asked.set()
+
+    async def _drain_when_asked(self) -> None:
+        await self._drain_asked.wait()
+        await self.drain()
 
     # Publishing.
 

@@ -50,6 +50,8 @@ class Services:
     delivery: DeliveryClasses
     clock: Clock
     new_id: Callable[[], str]
+    #: The bus's counters, as in its statistics.
+    counters: dict[str, int]
 
 
 class Subscription(Generic[Chunk]):
@@ -540,6 +542,7 @@ class Subscription(Generic[Chunk]):
             self._loss = None
             self._outbox.append(self._lagged(loss, "reconnect"))
             self.ending, self.reason = "abort", "overflow"
+        self.services.counters["overflows"] += 1
         self.services.plugins.subscriber_overflow(subscriber, outcome)
 
     # Control frames.
