@@ -9,6 +9,7 @@ import random
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -43,6 +44,7 @@ logger = logging.getLogger("opencode_sse")
 Chunk = TypeVar("Chunk")
 
 _AT_HEAD: Final = Start()
+_COUNTERS: Final = ("attached", "rejected", "overflows", "delivered", "dropped", "merged")
 _FINISH_PUBLISHES: Final = 1.0
 _FINISH_READERS: Final = 0.5
 
@@ -101,7 +103,7 @@ class EventBus:
         self._runner: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self._left = anyio.Event()
-        self._counters = {"attached": 0, "rejected": 0, "overflows": 0}
+        self._counters = Counter({name: 0 for name in _COUNTERS})
 
     # Running.
 
@@ -159,7 +161,7 @@ class EventBus:
         self._drain_asked = anyio.Event()
         settings = self.settings
         limits = Limits(settings.queue_max, settings.queue_max_bytes)
-        self.log = Log(self.store, limits, self._moved)
+        self.log = Log(self.store, limits, self._moved, self._woken)
         await self.log.open()
         self._thread = threading.get_ident()
         self._token = anyio.lowlevel.current_token()
@@ -167,7 +169,7 @@ class EventBus:
         self._services = Services(
             self.log, settings, self.plugins, self.policies, self.delivery, self.clock, self._ids, self._counters
         )
-        self._liveness = Liveness(self.log, settings, self.clock, self._subscriptions)
+        self._liveness = Liveness(self.log, settings, self.plugins, self.clock, self._subscriptions)
         self._started_at = time.time()
         for task in (self.log.show_arrivals, self._publisher.run, self._liveness.run, self._drain_when_asked):
             tasks.start_soon(task)
@@ -182,6 +184,10 @@ class EventBus:
     def _moved(self) -> None:
         if self._state != "new":
             self._liveness.moved()
+
+    def _woken(self) -> None:
+        if self._state != "new":
+            self._liveness.woken()
 
     @property
     def running(self) -> bool:
@@ -455,7 +461,12 @@ class EventBus:
                 "duplicates": self._publisher.duplicates,
                 "vetoed": self._publisher.vetoed,
                 "buffered": self._publisher.buffered,
+                "failed": self.plugins.failed_publishes,
                 **self._counters,
+                **{
+                    name: self._counters[name] + sum(getattr(one, name) for one in self._subscriptions)
+                    for name in ("delivered", "dropped", "merged")
+                },
             },
         }
 

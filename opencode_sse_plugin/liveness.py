@@ -11,6 +11,7 @@ from typing import Any
 
 from .clock import Clock
 from .log import Log
+from .plugins import Plugins
 from .settings import Settings
 from .subscription import Subscription
 
@@ -25,12 +26,14 @@ class Liveness:
         self,
         log: Log,
         settings: Settings,
+        plugins: Plugins,
         clock: Clock,
         subscriptions: Iterable[Subscription[Any]],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
         self._settings = settings
+        self._plugins = plugins
         self._clock = clock
         self._subscriptions = subscriptions
         self._wall = wall
@@ -56,6 +59,12 @@ class Liveness:
             elif now - subscription.last_frame >= settings.heartbeat:
                 subscription.heartbeat_due = True
                 subscription.wake()
+
+    def woken(self) -> None:
+        """Those who wait have been woken: warn of the others, where a plugin wants to know."""
+        if self._plugins.warns:
+            for subscription in tuple(self._subscriptions):
+                subscription.warn()
 
     def moved(self) -> None:
         """More became visible: whoever is level and has moved past a quarter of what the store retains since its last

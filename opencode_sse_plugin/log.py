@@ -42,10 +42,10 @@ class Log:
     """The store as this process sees it.
 
     :param store: opened by :meth:`open`. :param limits: those of a subscriber for whom nobody changed them.
-    :param moved: called whenever something became visible.
+    :param moved: called whenever something became visible. :param woken: called once a wake-up.
     """
 
-    def __init__(self, store: EventStore, limits: Limits, moved: Callable[[], None]) -> None:
+    def __init__(self, store: EventStore, limits: Limits, moved: Callable[[], None], woken: Callable[[], None]) -> None:
         self.store = store
         self.head = 0
         self.bounds = Bounds(1, 0, ())
@@ -62,6 +62,7 @@ class Log:
         )
         self.followers: set[Follower] = set()
         self._moved = moved
+        self._woken = woken
         self._usual = self._limits = limits
         self._slice = self._slice_for(limits)
         self._arrivals: deque[StoredEvent] = deque()
@@ -166,6 +167,7 @@ class Log:
             waiting, self._waiting_for_head = self._waiting_for_head, set()
             for follower in waiting:
                 follower.wake()
+        self._woken()
 
     def wake_at_head(self, follower: Follower) -> None:
         """Wake this one whenever more becomes visible, whatever its filter."""

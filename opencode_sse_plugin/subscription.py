@@ -36,6 +36,7 @@ Chunk = TypeVar("Chunk")
 PAGE_EVENTS: Final = 500
 #: Why the classes that a start left out are not given.
 _NOT_ASKED_FOR: Final = Cause("events", Lag(0, 0), "start")
+_WARN_AT: Final = 0.75
 Ending = Literal["clean", "abort"]
 
 
@@ -50,8 +51,8 @@ class Services:
     delivery: DeliveryClasses
     clock: Clock
     new_id: Callable[[], str]
-    #: The bus's counters, as in its statistics.
-    counters: dict[str, int]
+    #: Sums over all subscribers there were, for status.
+    counters: Counter[str]
 
 
 class Subscription(Generic[Chunk]):
@@ -93,6 +94,7 @@ class Subscription(Generic[Chunk]):
         self._expired: str | None = None
         self._told_epoch = self._log.epoch
         self._slow = False
+        self._warned = False
         self._blocked = 0.0
         self._started = False
         self._retry: int | None = services.settings.retry
@@ -162,6 +164,8 @@ class Subscription(Generic[Chunk]):
         self._channel.leave(self)
         self._log.channels.release(self._channel)
         self._log.unfollow(self)
+        for name in ("delivered", "dropped", "merged"):
+            self.services.counters[name] += getattr(self, name)
 
     def end(self, reason: str, ending: Ending = "abort") -> None:
         """End without another frame."""
@@ -190,6 +194,16 @@ class Subscription(Generic[Chunk]):
     def give_up(self) -> None:
         """It had its chance: until it takes something it counts as slow."""
         self._slow = True
+
+    def warn(self) -> None:
+        """Tell the plugins once when three quarters of a limit are reached; again after it was down to half of that."""
+        lag, limits = self.lag, self.subscriber.limits
+        fraction = max(lag.events / limits.events, lag.bytes / limits.bytes) if self.limited else 0.0
+        if not self._warned and fraction >= _WARN_AT:
+            self._warned = True
+            self.services.plugins.subscriber_lag_warning(self.subscriber, fraction)
+        elif self._warned and fraction <= _WARN_AT / 2:
+            self._warned = False
 
     def cut(self, reason: str) -> None:
         """End it wherever it is, in the middle of a write if need be."""
