@@ -1,0 +1,196 @@
+"""One measurement: one server, one number of subscribers, one rate."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+from machine import BUILD, HERE, CannotRun, cpu_seconds, resident_bytes, two_cores
+
+SERVERS: Final = {
+    "ours": [sys.executable, str(HERE / "servers/ours.py")],
+    "sse-starlette": [sys.executable, str(HERE / "servers/peer_sse_starlette.py")],
+    "fastapi.sse": [sys.executable, str(HERE / "servers/peer_fastapi.py")],
+    "nginx+nchan": [sys.executable, str(HERE / "servers/peer_nchan.py")],
+    "write() loop": [str(BUILD / "loop")],
+}
+#: The client parses about so many events a second and counts the others.
+_PARSED: Final = 200_000
+_WARM_UP: Final = 20
+#: What arrives so long after the last publish still counts; a server that cannot keep up is not given time to.
+_GRACE: Final = 0.5
+
+
+class Unavailable(CannotRun):
+    """A server that does not start; the message is its own."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """:param sessions: every subscriber is filtered to its own session, and events go to them in turn."""
+
+    subscribers: int
+    rate: float
+    sessions: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """:param delivered: share of what should have arrived. :param missing: gaps by cursor, where there are cursors."""
+
+    per_cpu_second: float
+    cpu_us_per_event: float
+    busy: float
+    delivered: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    idle_kb: float
+    missing: int
+    lagged: int
+    about: str
+
+
+class Child:
+    """A process that is told lines and answers with lines of JSON."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {})},
+        )
+        self._buffer = b""
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process = self._process
+        try:
+            process.communicate(timeout=5)  # The end of stdin is the sign to leave.
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            process.kill()
+            process.communicate()
+
+    def tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._gone() from None
+
+    def hear(self, seconds: float) -> dict[str, Any]:
+        """The next line.
+
+        :raises Unavailable: if the process ends or says nothing for so long.
+        """
+        assert self._process.stdout is not None
+        until = time.monotonic() + seconds
+        while b"\n" not in self._buffer:
+            readable, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
+            if not readable:
+                raise Unavailable(f"{self.name} says nothing for {seconds:.0f} s")
+            got = os.read(self._process.stdout.fileno(), 65536)
+            if not got:
+                raise self._gone()
+            self._buffer += got
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, line: str, seconds: float = 10) -> dict[str, Any]:
+        self.tell(line)
+        return self.hear(seconds)
+
+    def _gone(self) -> Unavailable:
+        _, errors = self._process.communicate()
+        said = errors.decode(errors="replace").strip().splitlines()
+        return Unavailable(said[-1] if said else f"{self.name} ended with {self._process.returncode}")
+
+
+def measure(server: str, shape: Shape, seconds: float) -> Measurement:
+    """Start a server and the load client, publish for so long, wait until nothing more arrives.
+
+    :raises Unavailable: if one of them cannot run.
+    """
+    server_cpu, load_cpu = two_cores()
+    command = list(SERVERS[server])
+    environment = {}
+    if server_cpu is not None:
+        environment = {"BENCH_SERVER_CPU": str(server_cpu), "BENCH_LOAD_CPU": str(load_cpu)}
+        if server == "write() loop":
+            command += ["--cpu", str(server_cpu)]
+    with Child(server, command, environment) as child:
+        ready = child.hear(30)
+        _warm_up(ready["port"])
+        empty = resident_bytes(ready["pids"])
+        with Child("the load client", _load(server, shape, ready["port"], load_cpu)) as load:
+            connected = load.hear(120)
+            if connected["failed"]:
+                raise Unavailable(f"{server} refused {connected['failed']} of {shape.subscribers} connections")
+            time.sleep(0.3)
+            idle = (resident_bytes(ready["pids"]) - empty) / shape.subscribers / 1024
+            load.ask("mark")
+            due = round(shape.rate * seconds)
+            expected = due * (1 if shape.sessions else shape.subscribers)
+            before = cpu_seconds(ready["pids"])
+            child.tell(f"publish {shape.rate} {seconds} {shape.subscribers if shape.sessions else 0}")
+            begun = time.monotonic()
+            time.sleep(seconds)
+            while load.ask("count")["events"] < expected and time.monotonic() < begun + seconds + _GRACE:
+                time.sleep(0.01)
+            took = time.monotonic() - begun
+            used = cpu_seconds(ready["pids"]) - before
+            result = load.ask("stop")
+    return Measurement(
+        per_cpu_second=result["events"] / max(used, 0.01),
+        cpu_us_per_event=used / max(due, 1) * 1e6,
+        busy=used / took,
+        delivered=result["events"] / expected,
+        p50_ms=result["p50_ms"],
+        p99_ms=result["p99_ms"],
+        max_ms=result["max_ms"],
+        idle_kb=idle,
+        missing=result["missing"] + result["repeated"],
+        lagged=result["lagged"],
+        about=ready["about"],
+    )
+
+
+def _load(server: str, shape: Shape, port: int, cpu: int | None) -> list[str]:
+    path = "/event?session=ses_%d" if shape.sessions else "/event"
+    expected = shape.rate if shape.sessions else shape.rate * shape.subscribers
+    sample = max(1, round(expected / _PARSED))
+    command = [str(BUILD / "load"), "--port", str(port), "--connections", str(shape.subscribers)]
+    command += ["--path", path, "--sample", str(sample)]
+    if server == "ours":
+        command += ["--ids", "ordered" if shape.sessions else "contiguous"]
+    return command if cpu is None else [*command, "--cpu", str(cpu)]
+
+
+def _warm_up(port: int) -> None:
+    """A few connections that come and go, so that what a first one loads is not counted as a subscriber's memory."""
+    connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(_WARM_UP)]
+    for connection in connections:
+        connection.sendall(b"GET /event HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
+    for connection in connections:
+        connection.settimeout(10)
+        connection.recv(65536)
+        connection.close()
+    time.sleep(0.2)

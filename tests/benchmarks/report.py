@@ -1,0 +1,124 @@
+"""From measurements to a table: medians, spreads, ratios and goals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+from cells import Measurement
+from rows import OURS, Goal, Metric, Row
+
+#: Within so much of a goal counts as reached, and is said to be so.
+NEARLY: Final = 0.05
+
+
+@dataclass
+class Results:
+    """What the rounds have found, by row and server; ``unavailable`` says why a server is not there."""
+
+    found: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    #: Microseconds of a publish with no subscriber, and of its JSON alone.
+    publish_cost: dict[str, float] = field(default_factory=dict)
+
+    def add(self, row: Row, server: str, measurement: Measurement) -> None:
+        self.found.setdefault(row.name, {}).setdefault(server, []).append(measurement)
+
+    def all_of(self, row: str, server: str, metric: Metric) -> list[float]:
+        return [getattr(one, metric) for one in self.found.get(row, {}).get(server, [])]
+
+    def median(self, row: str, server: str, metric: Metric) -> float | None:
+        values = self.all_of(row, server, metric)
+        return median(values) if values else None
+
+
+def count(number: float) -> str:
+    """``123.4 k``."""
+    for limit, unit in ((1e6, " M"), (1e3, " k")):
+        if number >= limit:
+            return f"{number / limit:.{1 if number < 100 * limit else 0}f}{unit}"
+    return f"{number:.1f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """From the least to the most, in percent of the median."""
+    middle = median(values)
+    if len(values) < 2 or not middle:
+        return "-"
+    return f"{(min(values) / middle - 1) * 100:+.0f}..{(max(values) / middle - 1) * 100:+.0f} %"
+
+
+def table(row: Row, results: Results) -> Iterator[str]:
+    """One row as lines of text, a line a server, then its goals."""
+    yield row.title
+    unit = "CPU us/event" if row.figure == "cpu_us_per_event" else "deliv./CPU-s"
+    titles = (unit, "spread", "ours/it", "arrived", "core", "p50 ms", "p99 ms", "KB idle")
+    yield f"  {'':14}" + "".join(f"{title:>13}" for title in titles)
+    ours = results.median(row.name, OURS, row.figure)
+    for server in row.servers:
+        rounds = results.found.get(row.name, {}).get(server)
+        if not rounds:
+            yield f"  {server:14}  not measured: {results.unavailable.get(server, 'left out')}"
+            continue
+        figures = results.all_of(row.name, server, row.figure)
+        figure = median(figures)
+        cells = [
+            count(figure),
+            spread(figures),
+            "" if server == OURS or not ours else f"{ours / figure:.2f}",
+            f"{median(one.delivered for one in rounds) * 100:.1f} %",
+            f"{median(one.busy for one in rounds) * 100:.0f} %",
+            f"{median(one.p50_ms for one in rounds):.2f}",
+            f"{median(one.p99_ms for one in rounds):.2f}",
+            f"{median(one.idle_kb for one in rounds):.1f}",
+        ]
+        yield f"  {server:14}" + "".join(f"{cell:>13}" for cell in cells)
+        if missing := sum(one.missing for one in rounds):
+            lagged = sum(one.lagged for one in rounds)
+            yield f"  {'':14}  {missing} events missing or repeated by cursor, {lagged} times a loss was reported"
+    for goal in row.goals:
+        yield f"  {verdict(row, goal, results)}"
+
+
+def verdict(row: Row, goal: Goal, results: Results) -> str:
+    """Whether one goal is reached."""
+    ours = results.median(row.name, OURS, goal.metric)
+    name = NAMES[goal.metric]
+    if goal.peer is None:
+        base, what = 1.0, ""
+    else:
+        other, _, server = goal.peer.rpartition(":")
+        found = results.median(other or row.name, server, goal.metric)
+        what = f" {'+' if goal.plus else 'x'} {server}" + (f" in row {other}" if other else "")
+        if found is None:
+            return f"?        {name}: {server} was not measured"
+        base = found
+    if ours is None:
+        return f"?        {name}: ours was not measured"
+    if not base:
+        return f"?        {name}: no figure of{what}"
+    ratio = ours - base if goal.plus else ours / base
+    aim = "" if goal.aim is None else f", aim {goal.aim:g}"
+    bound = "at least" if goal.more else "at most"
+    return f"{_reached(ratio, goal):8} {name}: {ratio:.3g}{what} ({bound} {goal.least:g}{aim})"
+
+
+def _reached(ratio: float, goal: Goal) -> str:
+    if goal.aim is not None and (ratio >= goal.aim if goal.more else ratio <= goal.aim):
+        return "aim"
+    if ratio >= goal.least if goal.more else ratio <= goal.least:
+        return "reached"
+    short = 1 - ratio / goal.least if goal.more else ratio / goal.least - 1
+    return "nearly" if short <= NEARLY and goal.metric != "delivered" else "MISSED"
+
+
+NAMES: Final[Mapping[Metric, str]] = {
+    "per_cpu_second": "deliveries per CPU-second",
+    "cpu_us_per_event": "CPU us an event",
+    "delivered": "share that arrived",
+    "p50_ms": "latency p50",
+    "p99_ms": "latency p99",
+    "idle_kb": "memory of an idle subscriber",
+}

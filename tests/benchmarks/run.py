@@ -1,0 +1,155 @@
+"""The benchmark: our server beside its peers, in one run, interleaved; see ``--help``.
+
+    make bench                  every row, the median of 5 rounds (about half an hour)
+    make bench ARGS=--quick     one short round of everything, in about a minute
+
+The server runs on one core, the load client on another. The figure is deliveries per CPU-second of the server's
+process, by the operating system's books: it does not depend on how fast the client is, and little on what else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+from cells import SERVERS, Child, Shape, Unavailable, measure
+from machine import HERE, CannotRun, compile_all, description, raise_file_limit, two_cores
+from report import Results, spread, table
+from rows import NCHAN, OURS, ROWS, Row
+
+COST = "publish-cost"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short round of everything")
+    parser.add_argument("--rounds", type=int, help="measurements of each cell, whose median counts (5)")
+    parser.add_argument("--seconds", type=float, help="how long a measurement publishes (4)")
+    parser.add_argument("--rows", help=f"only these, by comma: {','.join([row.name for row in ROWS])},{COST}")
+    parser.add_argument("--servers", help=f"only these, by comma: {','.join(SERVERS)}")
+    parser.add_argument("--subscribers", type=int, help="a row of its own, with --rate, instead of the table's")
+    parser.add_argument("--rate", type=float, default=100, help="its events per second (100)")
+    parser.add_argument("--sessions", action="store_true", help="each of its subscribers filtered to its own session")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace) -> tuple[list[Row], bool]:
+    """The rows to measure, and whether the cost of a publish is among them.
+
+    :raises CannotRun: for a name that does not exist.
+    """
+    names = [row.name for row in ROWS] + [COST] if options.rows is None else options.rows.split(",")
+    servers = list(SERVERS) if options.servers is None else options.servers.split(",")
+    if unknown := {*servers} - {*SERVERS} | {*names} - {row.name for row in ROWS} - {COST}:
+        raise CannotRun(f"there is no {', '.join(sorted(unknown))}; see --help")
+    if options.subscribers:
+        title = f"{options.subscribers} subscribers x {options.rate:g} events/s"
+        shape = Shape(options.subscribers, options.rate, options.sessions)
+        return [Row("own", title, shape, tuple(servers))], False
+    rows = [row for row in ROWS if row.name in names]
+    kept = [
+        Row(row.name, row.title, row.shape, tuple(one for one in row.servers if one in servers), row.goals, row.figure)
+        for row in rows
+    ]
+    return [row for row in kept if row.servers], COST in names and OURS in servers
+
+
+def publish_cost(results: Results, rounds: int) -> None:
+    server_cpu, _ = two_cores()
+    environment = {} if server_cpu is None else {"BENCH_SERVER_CPU": str(server_cpu)}
+    command = [sys.executable, str(HERE / "servers/publish_cost.py"), str(rounds)]
+    with Child("the cost of a publish", command, environment) as child:
+        results.publish_cost = child.hear(60 + 5 * rounds)
+
+
+def cost_table(results: Results) -> list[str]:
+    cost = {name: median(values) for name, values in results.publish_cost.items()}
+    above = cost["publish_nowait"] - cost["encode"]
+    reached = "aim" if above <= 3 else "reached" if above <= 5 else "nearly" if above <= 5.25 else "MISSED"
+    lines = ["A publish with no subscriber and no plugin, microseconds"]
+    lines += [f"  {name:14}{cost[name]:>13.2f}{spread(values):>13}" for name, values in results.publish_cost.items()]
+    return [*lines, f"  {reached:8} publish_nowait above its JSON: {above:.2f} (at most 5, aim 3)"]
+
+
+def run(options: argparse.Namespace) -> int:
+    rows, cost = chosen(options)
+    rounds = options.rounds or (1 if options.quick else 5)
+    seconds = options.seconds or (1.0 if options.quick else 4.0)
+    compile_all()
+    most = max([row.shape.subscribers for row in rows], default=0)
+    complaint = raise_file_limit(most + 500)
+    if complaint:
+        print(f"note: {complaint}", file=sys.stderr)
+    machine = description()
+    server_cpu, load_cpu = two_cores()
+    if server_cpu is None:
+        print("note: one core only; server and load client share it", file=sys.stderr)
+    else:
+        os.sched_setaffinity(0, {load_cpu or 0})
+    print(f"{machine}; server on core {server_cpu}, load on core {load_cpu}")
+    print(f"events of 300 bytes, {seconds:g} s a measurement, median of {rounds}, servers interleaved\n", flush=True)
+    results = Results()
+    for row in rows:
+        for number in range(rounds):
+            for server in row.servers:
+                if server in results.unavailable:
+                    continue
+                progress(f"{row.title}: round {number + 1} of {rounds}, {server}")
+                try:
+                    results.add(row, server, measure(server, row.shape, seconds))
+                except Unavailable as error:
+                    results.unavailable[server] = str(error)
+        progress("")
+        print("\n".join(table(row, results)), end="\n\n", flush=True)
+    if cost:
+        publish_cost(results, rounds)
+        print("\n".join(cost_table(results)), end="\n\n", flush=True)
+    configurations(results)
+    if options.json:
+        write(options.json, results, rounds, seconds)
+    # A peer that is not installed is said in its line; anything else should have run.
+    failed = {name: why for name, why in results.unavailable.items() if name != NCHAN or "apt-get" not in why}
+    for server, why in failed.items():
+        print(f"could not run {server}: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def progress(text: str) -> None:
+    """What is going on, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def configurations(results: Results) -> None:
+    about = {server: rounds[0].about for row in results.found.values() for server, rounds in row.items()}
+    print("\n".join(f"{server}: {text}" for server, text in about.items()))
+
+
+def write(path: Path, results: Results, rounds: int, seconds: float) -> None:
+    body = {
+        "machine": description(),
+        "rounds": rounds,
+        "seconds": seconds,
+        "rows": {
+            name: {server: [asdict(one) for one in found] for server, found in row.items()}
+            for name, row in results.found.items()
+        },
+        "publish_cost_us": results.publish_cost,
+        "unavailable": results.unavailable,
+    }
+    path.write_text(json.dumps(body, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(run(arguments()))
+    except CannotRun as error:
+        sys.exit(f"the benchmark cannot run: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
