@@ -47,6 +47,7 @@ class Shape:
 class Measurement:
     """:param delivered: share of what should have arrived. :param missing: gaps by cursor, where there are cursors."""
 
+    events: int
     per_cpu_second: float
     cpu_us_per_event: float
     busy: float
@@ -159,6 +160,7 @@ def measure(server: str, shape: Shape, seconds: float) -> Measurement:
             used = cpu_seconds(ready["pids"]) - before
             result = load.ask("stop")
     return Measurement(
+        events=result["events"],
         per_cpu_second=result["events"] / max(used, 0.01),
         cpu_us_per_event=used / max(due, 1) * 1e6,
         busy=used / took,

@@ -20,8 +20,8 @@ class Results:
 
     found: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
-    #: Microseconds of a publish with no subscriber, and of its JSON alone.
-    publish_cost: dict[str, float] = field(default_factory=dict)
+    #: Microseconds of a publish with no subscriber, and of its JSON alone, by round.
+    publish_cost: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, row: Row, server: str, measurement: Measurement) -> None:
         self.found.setdefault(row.name, {}).setdefault(server, []).append(measurement)
@@ -32,6 +32,11 @@ class Results:
     def median(self, row: str, server: str, metric: Metric) -> float | None:
         values = self.all_of(row, server, metric)
         return median(values) if values else None
+
+    def ratio(self, row: str, server: str, metric: Metric) -> float:
+        """Ours to a peer's: the median of the rounds, each with its neighbour in time, since machines drift."""
+        pairs = zip(self.all_of(row, OURS, metric), self.all_of(row, server, metric), strict=False)
+        return median(ours / theirs if theirs else float("inf") for ours, theirs in pairs)
 
 
 def count(number: float) -> str:
@@ -67,7 +72,7 @@ def table(row: Row, results: Results) -> Iterator[str]:
         cells = [
             count(figure),
             spread(figures),
-            "" if server == OURS or not ours else f"{ours / figure:.2f}",
+            "" if server == OURS or not ours else f"{results.ratio(row.name, server, row.figure):.2f}",
             f"{median(one.delivered for one in rounds) * 100:.1f} %",
             f"{median(one.busy for one in rounds) * 100:.0f} %",
             f"{median(one.p50_ms for one in rounds):.2f}",
@@ -99,7 +104,12 @@ def verdict(row: Row, goal: Goal, results: Results) -> str:
         return f"?        {name}: ours was not measured"
     if not base:
         return f"?        {name}: no figure of{what}"
-    ratio = ours - base if goal.plus else ours / base
+    if goal.plus:
+        ratio = ours - base
+    elif goal.peer in row.servers:
+        ratio = results.ratio(row.name, goal.peer, goal.metric)
+    else:
+        ratio = ours / base
     aim = "" if goal.aim is None else f", aim {goal.aim:g}"
     bound = "at least" if goal.more else "at most"
     return f"{_reached(ratio, goal):8} {name}: {ratio:.3g}{what} ({bound} {goal.least:g}{aim})"
