@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import cursors, frames
 from .bus import EventBus
-from .errors import BusClosed, InvalidFilter, Reject
+from .errors import BusClosed, InvalidFilter, Reject, StoreUnavailable
 from .parameters import Reading, read_parameters
 from .posting import post_events
 from .response import EventStreamResponse
@@ -191,10 +191,12 @@ class _Endpoint:
 
 
 async def _first_use(bus: EventBus) -> None:
-    """Start a bus whose host gives no lifespan."""
+    """Start a bus whose host gives no lifespan; one that was drained stays closed."""
+    if bus.state != "new":
+        raise Reject(503, "the event stream is draining", {"Retry-After": "1"})
     try:
         await bus.start()
-    except BusClosed as error:
+    except (BusClosed, StoreUnavailable) as error:
         raise Reject(503, str(error), {"Retry-After": "1"}) from error
 
 

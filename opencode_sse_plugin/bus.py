@@ -43,10 +43,13 @@ from .wakeup import on_asyncio
 logger = logging.getLogger("opencode_sse")
 Chunk = TypeVar("Chunk")
 
+State = Literal["new", "running", "draining", "closed"]
 _AT_HEAD: Final = Start()
 _COUNTERS: Final = ("attached", "rejected", "overflows", "delivered", "dropped", "merged")
 _FINISH_PUBLISHES: Final = 1.0
 _FINISH_READERS: Final = 0.5
+_FINISH_LAST_FRAMES: Final = 0.1
+_FINISH_PLUGINS: Final = 5.0
 
 
 class EventBus:
@@ -98,7 +101,7 @@ class EventBus:
         self.clock: Clock = clock or SystemClock()
         self._ids = EventIds()
         self._subscriptions: dict[Subscription[Any], None] = {}
-        self._state: Literal["new", "running", "draining", "closed"] = "new"
+        self._state: State = "new"
         self._tasks: anyio.abc.TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
         self._started_at = 0.0
@@ -134,6 +137,8 @@ class EventBus:
         """
         if self._state == "running":
             return
+        if self._state == "draining":
+            raise closed()
         if not on_asyncio():
             raise BusClosed("start() needs asyncio; on trio use `async with bus:`")
         if self._runner is None:
@@ -190,6 +195,11 @@ class EventBus:
             self._liveness.woken()
 
     @property
+    def state(self) -> State:
+        """``new``, ``running``, ``draining`` or ``closed``."""
+        return self._state
+
+    @property
     def running(self) -> bool:
         """Whether it takes events and subscribers."""
         return self._state == "running"
@@ -214,31 +224,39 @@ class EventBus:
         if self._state != "running":
             return
         self._state = "draining"
-        await self._publisher.finish(_FINISH_PUBLISHES)
-        deadline = time.monotonic() + _FINISH_READERS
-        retry = max(self.settings.retry, 1)
-        for subscription in tuple(self._subscriptions):
-            subscription.retry_after_drain = random.randint(
-                retry, 2 * retry
-            )  # jitter: they must not all come back at once
-            subscription.wake()
-        while self._subscriptions and time.monotonic() < deadline:
-            self._left = anyio.Event()
-            with anyio.move_on_after(deadline - time.monotonic()):
-                await self._left.wait()
-        for subscription in tuple(self._subscriptions):
-            subscription.drain_now = True
-            subscription.wake()
-            if subscription.writing_since is not None:
-                subscription.cut("drain")
-        await anyio.lowlevel.checkpoint()
-        await self.plugins.shutdown(self)
-        await self.store.close()
+        # Whoever asked may be cancelled while this goes on, but half a drain would leave everybody waiting for ever.
+        with anyio.CancelScope(shield=True):
+            await self._publisher.finish(_FINISH_PUBLISHES)
+            await self._end_streams()
+            with anyio.move_on_after(_FINISH_PLUGINS):
+                await self.plugins.shutdown(self)
+            await self.store.close()
         self._state = "closed"
         self._drained.set()
         if self._tasks is not None and self._runner is not None:
             self._tasks.cancel_scope.cancel()
             self._runner = None
+
+    async def _end_streams(self) -> None:
+        """Tell everyone and let them read what is queued; then cut those that do not read."""
+        retry = max(self.settings.retry, 1)
+        for subscription in tuple(self._subscriptions):
+            # Jitter: they must not all come back at once.
+            subscription.retry_after_drain = random.randint(retry, 2 * retry)
+            subscription.wake()
+        await self._until_all_left(_FINISH_READERS)
+        for subscription in tuple(self._subscriptions):
+            subscription.drain_now = True
+            subscription.wake()
+            if subscription.writing_since is not None:
+                subscription.cut("drain")
+        await self._until_all_left(_FINISH_LAST_FRAMES)
+
+    async def _until_all_left(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            while any(subscription.ending is None for subscription in self._subscriptions):
+                self._left = anyio.Event()
+                await self._left.wait()
 
     def drain_soon(self) -> None:
         """Begin to drain, from a callback of the event loop: not a task, so that no task can be started there."""
