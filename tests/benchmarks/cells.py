@@ -121,7 +121,8 @@ class Child:
 
     def _gone(self) -> Unavailable:
         _, errors = self._process.communicate()
-        said = errors.decode(errors="replace").strip().splitlines()
+        # The frames of a traceback and the drawings of an exception group are not the message.
+        said = [line for line in errors.decode(errors="replace").splitlines() if line.strip(" |+-") and line[0] != " "]
         return Unavailable(said[-1] if said else f"{self.name} ended with {self._process.returncode}")
 
 

@@ -1,4 +1,4 @@
-/* A load client for SSE endpoints: opens N streams, reads everything, counts events, measures latency, looks for gaps.
+/* A load client for SSE endpoints whose lines end in LF: opens N streams, reads everything, counts events, measures latency, looks for gaps.
  *
  *   load --port P [--host H] [--path /event] [--connections N] [--seconds S] [--cpu C] [--sample K] [--ids MODE] [--nap US]
  *
@@ -51,7 +51,7 @@ static int ids = NONE, epoll, in_flight;
 static const char *host = "127.0.0.1", *path = "/event";
 static struct sockaddr_in address;
 static uint64_t events, blocks, parsed_events, bytes, missing, repeated, told, histogram[BUCKETS], slowest;
-static char raw[READ], body[REST + READ];
+static char raw[READ + 1], body[REST + READ + 1];
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -203,19 +203,24 @@ static void head(struct connection *c, size_t got, uint64_t now) {
     else if (rest) count_only(c, raw, rest);
 }
 
+/* Edge-triggered, so that an event costs one look: read until there is less than was asked for. */
 static void readable(struct connection *c) {
-    ssize_t got = recv(c->fd, raw, READ, 0);
-    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (got <= 0) {
-        if (c->phase == HEAD) in_flight--, answered++;
-        finish(c);
-        return;
+    ssize_t got = READ;
+    while (got == READ && c->fd >= 0) {
+        got = recv(c->fd, raw, READ, 0);
+        if (got < 0 && errno == EINTR) got = READ;
+        else if (got < 0 && errno == EAGAIN) return;
+        else if (got <= 0) {
+            if (c->phase == HEAD) in_flight--, answered++;
+            finish(c);
+        } else {
+            uint64_t now = now_ns();
+            bytes += (uint64_t)got;
+            if (c->phase == HEAD) head(c, (size_t)got, now);
+            else if (c->parsed) parse(c, raw, raw + got, now);
+            else count_only(c, raw, (size_t)got);
+        }
     }
-    uint64_t now = now_ns();
-    bytes += (uint64_t)got;
-    if (c->phase == HEAD) head(c, (size_t)got, now);
-    else if (c->parsed) parse(c, raw, raw + got, now);
-    else count_only(c, raw, (size_t)got);
 }
 
 static void open_one(void) {
@@ -247,7 +252,7 @@ static void ask(struct connection *c) {
                           "GET %s HTTP/1.1\r\nHost: %s:%d\r\nAccept: text/event-stream\r\n\r\n", where, host,
                           ntohs(address.sin_port));
     if (send(c->fd, request, (size_t)length, MSG_NOSIGNAL) != length) die("send");
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)(c - all)};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = (uint32_t)(c - all)};
     epoll_ctl(epoll, EPOLL_CTL_MOD, c->fd, &event);
     c->sent = 1;
 }

@@ -88,3 +88,9 @@ def description() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), os.uname().machine)
     return f"{model}, {len(os.sched_getaffinity(0))} cores usable, {os.uname().sysname} {os.uname().release}"
+
+
+def stolen() -> tuple[int, int]:
+    """Ticks that other guests of the same host took from this one, and all ticks, since the start."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[7], sum(ticks)

@@ -96,7 +96,7 @@ def verdict(row: Row, goal: Goal, results: Results) -> str:
     else:
         other, _, server = goal.peer.rpartition(":")
         found = results.median(other or row.name, server, goal.metric)
-        what = f" {'+' if goal.plus else 'x'} {server}" + (f" in row {other}" if other else "")
+        what = f" {'from that of' if goal.plus else 'x'} {server}" + (f" in row {other}" if other else "")
         if found is None:
             return f"?        {name}: {server} was not measured"
         base = found
@@ -110,9 +110,10 @@ def verdict(row: Row, goal: Goal, results: Results) -> str:
         ratio = results.ratio(row.name, goal.peer, goal.metric)
     else:
         ratio = ours / base
+    shown = f"{ratio:+.1f} ms{what}" if goal.plus else f"{ratio:.3g}{what}"
     aim = "" if goal.aim is None else f", aim {goal.aim:g}"
     bound = "at least" if goal.more else "at most"
-    return f"{_reached(ratio, goal):8} {name}: {ratio:.3g}{what} ({bound} {goal.least:g}{aim})"
+    return f"{_reached(ratio, goal):8} {name}: {shown} ({bound} {goal.least:g}{aim})"
 
 
 def _reached(ratio: float, goal: Goal) -> str:

@@ -1,6 +1,6 @@
 """The benchmark: our server beside its peers, in one run, interleaved; see ``--help``.
 
-    make bench                  every row, the median of 5 rounds (about half an hour)
+    make bench                  every row, the median of 5 rounds (about a quarter of an hour)
     make bench ARGS=--quick     one short round of everything, in about a minute
 
 The server runs on one core, the load client on another. The figure is deliveries per CPU-second of the server's
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from cells import SERVERS, Child, Shape, Unavailable, measure
-from machine import HERE, CannotRun, compile_all, description, raise_file_limit, two_cores
+from machine import HERE, CannotRun, compile_all, description, raise_file_limit, stolen, two_cores
 from report import Results, spread, table
 from rows import NCHAN, OURS, ROWS, Row
 
@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{machine}; server on core {server_cpu}, load on core {load_cpu}")
     print(f"events of 300 bytes, {seconds:g} s a measurement, median of {rounds}, servers interleaved\n", flush=True)
     results = Results()
+    stolen_before, ticks_before = stolen()
     for row in rows:
         for number in range(rounds):
             for server in row.servers:
@@ -108,9 +109,15 @@ def run(options: argparse.Namespace) -> int:
         progress("")
         print("\n".join(table(row, results)), end="\n\n", flush=True)
     if cost:
-        publish_cost(results, rounds)
-        print("\n".join(cost_table(results)), end="\n\n", flush=True)
+        try:
+            publish_cost(results, rounds)
+            print("\n".join(cost_table(results)), end="\n\n", flush=True)
+        except Unavailable as error:
+            results.unavailable[COST] = str(error)
     configurations(results)
+    stolen_after, ticks_after = stolen()
+    share = (stolen_after - stolen_before) / max(ticks_after - ticks_before, 1)
+    print(f"taken by other guests of this host meanwhile: {share * 100:.1f} % of the time")
     if options.json:
         write(options.json, results, rounds, seconds)
     # A peer that is not installed is said in its line; anything else should have run.
