@@ -45,13 +45,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Measurement:
-    """:param delivered: share of what should have arrived. :param missing: gaps by cursor, where there are cursors."""
+    """
+    :param busy: share of a core. :param delivered: share of what should have arrived.
+    :param together: events a read: a server that is behind joins them, and so does Nagle's algorithm.
+    :param missing: gaps by cursor, where there are cursors.
+    """
 
     events: int
     per_cpu_second: float
     cpu_us_per_event: float
     busy: float
     delivered: float
+    together: float
     p50_ms: float
     p99_ms: float
     max_ms: float
@@ -166,6 +171,7 @@ def measure(server: str, shape: Shape, seconds: float) -> Measurement:
         cpu_us_per_event=used / max(due, 1) * 1e6,
         busy=used / took,
         delivered=result["events"] / expected,
+        together=result["parsed"] / max(result["reads"], 1),
         p50_ms=result["p50_ms"],
         p99_ms=result["p99_ms"],
         max_ms=result["max_ms"],

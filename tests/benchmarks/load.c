@@ -1,6 +1,8 @@
-/* A load client for SSE endpoints whose lines end in LF: opens N streams, reads everything, counts events, measures latency, looks for gaps.
+/* A load client for SSE endpoints whose lines end in LF: opens N streams, reads everything at once, counts events,
+ * measures latency, looks for gaps.
  *
- *   load --port P [--host H] [--path /event] [--connections N] [--seconds S] [--cpu C] [--sample K] [--ids MODE] [--nap US]
+ *   load --port P [--host H] [--path /event] [--connections N] [--seconds S] [--cpu C] [--sample K] [--ids MODE]
+ *        [--nap US]
  *
  * An event is a block whose data holds "t":NANOSECONDS (CLOCK_MONOTONIC of its publishing); latency is from there to
  * its receipt. %d in the path becomes the number of the connection. Every K-th connection is parsed, the others are
@@ -50,7 +52,7 @@ static long nap = 200, count = 1, opened, answered, failed, closed, sample = 1;
 static int ids = NONE, epoll, in_flight;
 static const char *host = "127.0.0.1", *path = "/event";
 static struct sockaddr_in address;
-static uint64_t events, blocks, parsed_events, bytes, missing, repeated, told, histogram[BUCKETS], slowest;
+static uint64_t events, blocks, parsed_events, reads, bytes, missing, repeated, told, histogram[BUCKETS], slowest;
 static char raw[READ + 1], body[REST + READ + 1];
 
 static uint64_t now_ns(void) {
@@ -217,7 +219,7 @@ static void readable(struct connection *c) {
             uint64_t now = now_ns();
             bytes += (uint64_t)got;
             if (c->phase == HEAD) head(c, (size_t)got, now);
-            else if (c->parsed) parse(c, raw, raw + got, now);
+            else if (c->parsed) reads++, parse(c, raw, raw + got, now);
             else count_only(c, raw, (size_t)got);
         }
     }
@@ -258,15 +260,15 @@ static void ask(struct connection *c) {
 }
 
 static void mark(void) {
-    events = blocks = parsed_events = bytes = missing = repeated = told = slowest = 0;
+    events = blocks = parsed_events = reads = bytes = missing = repeated = told = slowest = 0;
     memset(histogram, 0, sizeof histogram);
 }
 
 static void result(double seconds) {
     printf("{\"connections\": %ld, \"failed\": %ld, \"closed\": %ld, \"seconds\": %.3f, \"events\": %lu, \"blocks\": %lu, "
-           "\"bytes\": %lu, \"parsed\": %lu, \"missing\": %lu, \"repeated\": %lu, \"lagged\": %lu, "
+           "\"bytes\": %lu, \"parsed\": %lu, \"reads\": %lu, \"missing\": %lu, \"repeated\": %lu, \"lagged\": %lu, "
            "\"p50_ms\": %.3f, \"p99_ms\": %.3f, \"max_ms\": %.3f}\n",
-           opened, failed, closed, seconds, events, blocks, bytes, parsed_events, missing, repeated, told,
+           opened, failed, closed, seconds, events, blocks, bytes, parsed_events, reads, missing, repeated, told,
            parsed_events ? percentile(0.5) : 0.0, parsed_events ? percentile(0.99) : 0.0, (double)slowest / 1e6);
     fflush(stdout);
 }

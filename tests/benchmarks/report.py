@@ -59,8 +59,8 @@ def table(row: Row, results: Results) -> Iterator[str]:
     """One row as lines of text, a line a server, then its goals."""
     yield row.title
     unit = "CPU us/event" if row.figure == "cpu_us_per_event" else "deliv./CPU-s"
-    titles = (unit, "spread", "ours/it", "arrived", "core", "p50 ms", "p99 ms", "KB idle")
-    yield f"  {'':14}" + "".join(f"{title:>13}" for title in titles)
+    titles = (unit, "spread", "ours/it", "arrived", "core", "ev./read", "p50 ms", "p99 ms", "KB idle")
+    yield f"  {'':14}" + "".join(f"{title:>12}" for title in titles)
     ours = results.median(row.name, OURS, row.figure)
     for server in row.servers:
         rounds = results.found.get(row.name, {}).get(server)
@@ -75,11 +75,12 @@ def table(row: Row, results: Results) -> Iterator[str]:
             "" if server == OURS or not ours else f"{results.ratio(row.name, server, row.figure):.2f}",
             f"{median(one.delivered for one in rounds) * 100:.1f} %",
             f"{median(one.busy for one in rounds) * 100:.0f} %",
+            f"{median(one.together for one in rounds):.1f}",
             f"{median(one.p50_ms for one in rounds):.2f}",
             f"{median(one.p99_ms for one in rounds):.2f}",
             f"{median(one.idle_kb for one in rounds):.1f}",
         ]
-        yield f"  {server:14}" + "".join(f"{cell:>13}" for cell in cells)
+        yield f"  {server:14}" + "".join(f"{cell:>12}" for cell in cells)
         if missing := sum(one.missing for one in rounds):
             lagged = sum(one.lagged for one in rounds)
             yield f"  {'':14}  {missing} events missing or repeated by cursor, {lagged} times a loss was reported"
