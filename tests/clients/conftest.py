@@ -8,11 +8,36 @@ from typing import Any, TypeVar
 
 import pytest
 
-from . import harness
+from . import clients, harness
 from .harness import Client, HostInThread, HostProcess
 from .proxy import Proxy
 
 Closable = TypeVar("Closable", HostInThread, HostProcess, Proxy, Client)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-table", action="store_true", help="write docs/clients.md from what the clients did")
+
+
+class _Table:
+    """Collects cells from the reports, which come from parallel test processes too."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[str, str], str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == "cell" and report.when == "call" and report.passed:
+                client, situation, cell = value  # type: ignore[misc]
+                self.cells[client, situation] = cell
+
+    def pytest_sessionfinish(self) -> None:
+        clients.DOCUMENT.write_text(clients.table(self.cells))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("write_table", False) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Table())
 
 
 @pytest.fixture(scope="session")
