@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
@@ -51,11 +52,12 @@ def _answer(epoch: str, seqs: list[int | None], duplicates: int) -> dict[str, An
 async def _body(request: Request, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise Reject(413, f"the body is larger than max_request_bytes ({limit})")
-        chunks.append(chunk)
+    async with aclosing(request.stream()) as body:
+        async for chunk in body:
+            size += len(chunk)
+            if size > limit:
+                raise Reject(413, f"the body is larger than max_request_bytes ({limit})")
+            chunks.append(chunk)
     return b"".join(chunks)
 
 
