@@ -8,8 +8,11 @@ from statistics import median
 from typing import Final
 
 from cells import Measurement
-from rows import OURS, Goal, Metric, Row
+from rows import OURS, Extra, Goal, Metric, Row
 
+#: A server this busy is at its limit. If all arrives all the same, it joins events, and its figure says no more than
+#: what was offered: it would be higher at a higher rate.
+SATURATED: Final = 0.9
 #: Within so much of a goal counts as reached, and is said to be so.
 NEARLY: Final = 0.05
 
@@ -26,10 +29,10 @@ class Results:
     def add(self, row: Row, server: str, measurement: Measurement) -> None:
         self.found.setdefault(row.name, {}).setdefault(server, []).append(measurement)
 
-    def all_of(self, row: str, server: str, metric: Metric) -> list[float]:
+    def all_of(self, row: str, server: str, metric: Metric | Extra) -> list[float]:
         return [getattr(one, metric) for one in self.found.get(row, {}).get(server, [])]
 
-    def median(self, row: str, server: str, metric: Metric) -> float | None:
+    def median(self, row: str, server: str, metric: Metric | Extra) -> float | None:
         values = self.all_of(row, server, metric)
         return median(values) if values else None
 
@@ -68,13 +71,13 @@ def table(row: Row, results: Results) -> Iterator[str]:
             yield f"  {server:14}  not measured: {results.unavailable.get(server, 'left out')}"
             continue
         figures = results.all_of(row.name, server, row.figure)
-        figure = median(figures)
+        figure, busy = median(figures), median(one.busy for one in rounds)
         cells = [
             count(figure),
             spread(figures),
             "" if server == OURS or not ours else f"{results.ratio(row.name, server, row.figure):.2f}",
             f"{median(one.delivered for one in rounds) * 100:.1f} %",
-            f"{median(one.busy for one in rounds) * 100:.0f} %",
+            f"{busy * 100:.0f} %{'!' if busy >= SATURATED else ' '}",
             f"{median(one.together for one in rounds):.1f}",
             f"{median(one.p50_ms for one in rounds):.2f}",
             f"{median(one.p99_ms for one in rounds):.2f}",
@@ -84,6 +87,10 @@ def table(row: Row, results: Results) -> Iterator[str]:
         if missing := sum(one.missing for one in rounds):
             lagged = sum(one.lagged for one in rounds)
             yield f"  {'':14}  {missing} events missing or repeated by cursor, {lagged} times a loss was reported"
+    busy, arrived = results.median(row.name, OURS, "busy") or 0, results.median(row.name, OURS, "delivered") or 0
+    if busy >= SATURATED and arrived > 0.99:
+        joined = results.median(row.name, OURS, "together")
+        yield f"  ! at its limit: ours joins {joined:.1f} events a write; its figure is the offered load, not its cost"
     for goal in row.goals:
         yield f"  {verdict(row, goal, results)}"
 

@@ -9,6 +9,9 @@ from cells import Shape
 
 Metric = Literal["per_cpu_second", "cpu_us_per_event", "delivered", "p50_ms", "p99_ms", "idle_kb"]
 
+#: Measured, but nothing to be reached.
+Extra = Literal["busy", "together"]
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -45,6 +48,8 @@ NCHAN: Final = "nginx+nchan"
 LOOP: Final = "write() loop"
 
 ROWS: Final = (
+    # No goal, but the cost of one wake-up: so slow that nothing can be joined.
+    Row("20", "1000 subscribers x 20 events/s", Shape(1000, 20), (OURS, SSE, NCHAN, LOOP)),
     Row(
         "100",
         "1000 subscribers x 100 events/s",
