@@ -290,8 +290,9 @@ class EventBus:
         if self._state != "running":
             raise closed()
         if isinstance(event, str):
-            event = Event(event, properties or {}, id, directory, project, workspace, scope)
-        stored = self._publisher.prepare(event)
+            stored = self._publisher.prepare_parts(event, properties or {}, id, directory, project, workspace, scope)
+        else:
+            stored = self._publisher.prepare(event)
         if stored is None:
             return None
         return (await self._publisher.append((stored,))).seqs[0]
@@ -316,7 +317,17 @@ class EventBus:
         seqs = iter(appended.seqs)
         return [None if event is None else next(seqs) for event in prepared], appended.duplicates
 
-    def publish_nowait(self, event: Event | str, properties: Mapping[str, Any] | None = None, **place: Any) -> None:
+    def publish_nowait(
+        self,
+        event: Event | str,
+        properties: Mapping[str, Any] | None = None,
+        *,
+        id: str = "",
+        directory: str | None = None,
+        project: str | None = None,
+        workspace: str | None = None,
+        scope: Scope = "instance",
+    ) -> None:
         """Accept one event for storing, in call order, without waiting; parameters as :meth:`publish`.
 
         :raises PublishBufferFull: if ``publish_buffer`` events wait already. :raises InvalidEvent, BusClosed: as
@@ -327,8 +338,9 @@ class EventBus:
         if threading.get_ident() != self._thread:
             raise BusClosed("publish_nowait belongs to the event loop's thread; use publish_from_thread here")
         if isinstance(event, str):
-            event = Event(event, properties or {}, **place)
-        stored = self._publisher.prepare(event)
+            stored = self._publisher.prepare_parts(event, properties or {}, id, directory, project, workspace, scope)
+        else:
+            stored = self._publisher.prepare(event)
         if stored is not None:
             self._publisher.append_nowait((stored,))
 

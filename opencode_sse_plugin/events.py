@@ -119,10 +119,6 @@ class StoredEvent:
 
         :raises InvalidEvent: if the properties have no JSON form; ``index`` is passed on.
         """
-        try:
-            payload = encoder(event.payload())
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidEvent(f"event {event.type!r} cannot be written as JSON: {error}", index=index) from error
         return cls(
             0,
             event.id,
@@ -132,8 +128,26 @@ class StoredEvent:
             event.project,
             event.workspace,
             event.scope,
-            payload,
+            _encoded(event.payload(), index, encoder),
         )
+
+    @classmethod
+    def of_parts(
+        cls,
+        type: str,
+        properties: Mapping[str, Any] | None,
+        id: str,
+        directory: str | None,
+        project: str | None,
+        workspace: str | None,
+        scope: Scope,
+    ) -> StoredEvent:
+        """As :meth:`encode`, without an :class:`Event`, which costs more than the JSON."""
+        body = {"id": id, "type": type, "properties": properties}
+        if properties is None:
+            del body["properties"]
+        session = session_of(type, properties)
+        return cls(0, id, type, session, directory, project, workspace, scope, _encoded(body, 0, encode))
 
     @property
     def size(self) -> int:
@@ -157,6 +171,13 @@ class StoredEvent:
 
     def __repr__(self) -> str:
         return f"StoredEvent(seq={self.seq}, type={self.type!r}, id={self.id!r}, size={self.size})"
+
+
+def _encoded(body: Mapping[str, Any], index: int, encoder: Callable[[object], bytes]) -> bytes:
+    try:
+        return encoder(body)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidEvent(f"event {body['type']!r} cannot be written as JSON: {error}", index=index) from error
 
 
 class Cursor(NamedTuple):
@@ -197,31 +218,65 @@ def is_reserved(type: str) -> bool:
     return _RESERVED.fullmatch(type) is not None
 
 
+#: Types that were found good before: a host publishes few types, many times.
+_GOOD_TYPES: Final[set[str]] = set()
+_GOOD_TYPES_MAX: Final = 10_000
+
+
 def check_event(event: Event, index: int = 0) -> None:
     """Refuse what no client could tell from something else.
 
     :raises InvalidEvent: naming the field and what would be right.
     """
-    for name, value in (("type", event.type), ("id", event.id)):
-        if not isinstance(value, str) or len(value) > _MAX_NAME or _CONTROL.search(value):
-            raise InvalidEvent(
-                f"{name} must be a string of at most {_MAX_NAME} characters without control characters", index=index
-            )
-    if not event.type:
+    check_parts(
+        event.type, event.properties, event.id, event.directory, event.project, event.workspace, event.scope, index
+    )
+
+
+def check_parts(
+    type: str,
+    properties: Mapping[str, Any] | None,
+    id: str,
+    directory: str | None,
+    project: str | None,
+    workspace: str | None,
+    scope: Scope,
+    index: int = 0,
+) -> None:
+    """As :func:`check_event`, for an event that is not made yet."""
+    if type.__class__ is not str or type not in _GOOD_TYPES:
+        _check_type(type, index)
+    if id != "":
+        _check_name("id", id, index)
+    if properties.__class__ is not dict and properties is not None and not isinstance(properties, Mapping):
+        raise InvalidEvent("properties must be an object", index=index)
+    if directory is not None or project is not None or workspace is not None:
+        for name, place in (("directory", directory), ("project", project), ("workspace", workspace)):
+            if place is not None and not isinstance(place, str):
+                raise InvalidEvent(f"{name} must be a string", index=index)
+    if scope not in ("instance", "global"):
+        raise InvalidEvent("scope must be 'instance' or 'global'", index=index)
+
+
+def _check_type(type: str, index: int) -> None:
+    _check_name("type", type, index)
+    if not type:
         raise InvalidEvent("type must not be empty", index=index)
-    if event.type.startswith("server.") and is_reserved(event.type):
+    if is_reserved(type):
         raise InvalidEvent(
-            f"type {event.type!r} is the stream's own; server.connected, server.heartbeat and server.stream.* "
+            f"type {type!r} is the stream's own; server.connected, server.heartbeat and server.stream.* "
             "cannot be published",
             index=index,
         )
-    if event.properties is not None and not isinstance(event.properties, Mapping):
-        raise InvalidEvent("properties must be an object", index=index)
-    for name, place in (("directory", event.directory), ("project", event.project), ("workspace", event.workspace)):
-        if place is not None and not isinstance(place, str):
-            raise InvalidEvent(f"{name} must be a string", index=index)
-    if event.scope not in ("instance", "global"):
-        raise InvalidEvent("scope must be 'instance' or 'global'", index=index)
+    if len(_GOOD_TYPES) < _GOOD_TYPES_MAX:
+        _GOOD_TYPES.add(type)
+
+
+def _check_name(name: str, value: str, index: int) -> None:
+    if not isinstance(value, str) or len(value) > _MAX_NAME or _CONTROL.search(value):
+        raise InvalidEvent(
+            f"{name} must be a string of at most {_MAX_NAME} characters without control characters", index=index
+        )
 
 
 _BASE62: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -241,18 +296,32 @@ class EventIds:
         self._last = 0
         self._pool = ""
         self._at = 0
-        self._pid = 0
+        self._generation = 0
 
     def __call__(self) -> str:
         stamp = max(int(self._now() * 1000) * 4096, self._last + 1)
         self._last = stamp
         at = self._at
-        if at + 14 > len(self._pool) or self._pid != os.getpid():
+        if at + 14 > len(self._pool) or self._generation != _forks:
             self._pool = os.urandom(4096).translate(_TO_BASE62, _UNEVEN).decode("ascii")
-            self._pid = os.getpid()
+            self._generation = _forks
             at = 0
         self._at = at + 14
         return f"evt_{stamp & 0xFFFFFFFFFFFF:012x}{self._pool[at : at + 14]}"
+
+
+#: How many forks lie between this process and the first one: a child must not go on with its parent's letters, and
+#: asking for the process id at every event is a system call.
+_forks = 0
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def new_epoch() -> str:

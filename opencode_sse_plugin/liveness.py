@@ -70,8 +70,6 @@ class Liveness:
         """More became visible: whoever is level and has moved past a quarter of what the store retains since its last
         ``id:`` gets a bookmark, or a quiet filter would age out."""
         log = self._log
-        if not log.aged(log.oldest_bookmark):
-            return
         oldest = log.head
         for subscription in self._subscriptions:
             if subscription.writing_since is not None:
@@ -81,4 +79,4 @@ class Liveness:
                 subscription.wake()
             else:
                 oldest = min(oldest, subscription.last_id)
-        log.oldest_bookmark = oldest
+        log.bookmark(oldest)

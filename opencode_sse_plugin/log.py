@@ -84,12 +84,21 @@ class Log:
 
     async def open(self) -> None:
         """Open the store and begin at its head."""
+        self._call_soon = call_soon()
         self.bounds = await self.store.open(self)
-        self.head = self.oldest_bookmark = self.bounds.latest
+        self.head = self.bounds.latest
+        self.bookmark(self.head)
 
     def aged(self, position: int) -> bool:
         """Whether a bookmark lies further back than a quarter of what the store retains."""
         return self.head - position > self._quarter.events or self.channels.bytes_after(position) > self._quarter.bytes
+
+    def bookmark(self, oldest: int) -> None:
+        """Say what the oldest bookmark is now; ``moved`` is called when it has aged, not before."""
+        self.oldest_bookmark = oldest
+        self._look_at_head = oldest + self._quarter.events
+        channels = self.channels
+        self._look_at_bytes = channels.total_bytes - channels.bytes_after(oldest) + self._quarter.bytes
 
     def follow(self, follower: Follower, limits: Limits) -> None:
         """A subscription attached; slices fit the smallest limits there are."""
@@ -116,6 +125,13 @@ class Log:
 
     def visible(self, events: Sequence[StoredEvent]) -> None:
         """Take what follows in the store: a slice is shown at once, the rest after the readers had their turn."""
+        if not self.followers and not self._arrivals:
+            for event in events:
+                self.channels.publish(event)
+            self.head = events[-1].seq
+            if self.head > self._look_at_head or self.channels.total_bytes > self._look_at_bytes:
+                self.bookmark(self.head)
+            return
         for event in events:
             if self._arrivals or self._slice_is_full(event):
                 self._arrivals.append(event)
@@ -134,9 +150,9 @@ class Log:
             self._arrivals.pop()
         if self.head > end:
             self.head = end
-        self.oldest_bookmark = min(self.oldest_bookmark, end)
         gone = self.channels.oldest(self.head) - 1
         self.channels.truncate(end)
+        self.bookmark(min(self.oldest_bookmark, end))
         for follower in tuple(self.followers):
             follower.epoch_changed(end, gone)
         self._schedule_wake()
@@ -150,13 +166,14 @@ class Log:
         self._burst_bytes += len(event.payload)
 
     def _finish_slice(self) -> None:
-        self._moved()
+        if self.head > self._look_at_head or self.channels.total_bytes > self._look_at_bytes:
+            self._moved()
         self._schedule_wake()
 
     def _schedule_wake(self) -> None:
         if not self._wake_scheduled:
             self._wake_scheduled = True
-            call_soon(self.wake)
+            self._call_soon(self.wake)
 
     def wake(self) -> None:
         """Wake everyone who got something: once for all that has come since the last time."""

@@ -96,6 +96,10 @@ class Plugins:
         #: Events dropped because a publish hook failed.
         self.failed_publishes = 0
         self._managers: list[pluggy.PluginManager] = [self.manager]
+        self._publish: list[pluggy.HookCaller] = []
+        self._published: list[pluggy.HookCaller] = []
+        self._lag_warning: list[pluggy.HookCaller] = []
+        self._watch(self.manager)
         self._infos: dict[str, PluginInfo] = {}
         self._errors: Counter[str] = Counter()
         self._connected: tuple[Callable[..., None], ...] | None = None
@@ -230,6 +234,7 @@ class Plugins:
         register_specs(manager)
         if manager not in self._managers:
             self._managers.append(manager)
+            self._watch(manager)
             if self._connected is not None:
                 self._connect_host(manager)
 
@@ -335,17 +340,23 @@ class Plugins:
     @property
     def publishes(self) -> bool:
         """Whether anyone implements ``sse_event_publish``."""
-        return any(manager.hook.sse_event_publish._hookimpls for manager in self._managers)
+        return _any(self._publish)
 
     @property
     def published(self) -> bool:
         """Whether anyone implements ``sse_event_published``."""
-        return any(manager.hook.sse_event_published._hookimpls for manager in self._managers)
+        return _any(self._published)
 
     @property
     def warns(self) -> bool:
         """Whether anyone implements ``sse_subscriber_lag_warning``."""
-        return any(manager.hook.sse_subscriber_lag_warning._hookimpls for manager in self._managers)
+        return _any(self._lag_warning)
+
+    def _watch(self, manager: pluggy.PluginManager) -> None:
+        """Keep the callers that are asked about at every event."""
+        self._publish.append(manager.hook.sse_event_publish)
+        self._published.append(manager.hook.sse_event_published)
+        self._lag_warning.append(manager.hook.sse_subscriber_lag_warning)
 
     def settings(self, settings: Settings) -> Settings | None:
         """``sse_settings``. :raises Exception: whatever a plugin raises."""
@@ -455,6 +466,14 @@ class Plugins:
             except Exception as error:
                 self._failed("sse_snapshot", implementation, error)
         return None
+
+
+def _any(callers: Sequence[pluggy.HookCaller]) -> bool:
+    """Whether a hook has an implementation; ``get_hookimpls`` would copy the list at every event."""
+    for caller in callers:  # noqa: SIM110 - any() with a generator takes four times as long
+        if caller._hookimpls:
+            return True
+    return False
 
 
 async def _awaited(answer: Any | Awaitable[Any]) -> Any:

@@ -4,13 +4,14 @@ append takes time."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import anyio
 
 from .errors import BusClosed, InvalidEvent, PublishBufferFull, StoreUnavailable
-from .events import Event, EventIds, StoredEvent, check_event
+from .events import Event, EventIds, Scope, StoredEvent, check_event, check_parts
 from .log import Log
 from .plugins import Plugins
 from .settings import Settings
@@ -73,13 +74,35 @@ class Publisher:
                 event = kept if kept.id else replace(kept, id=event.id)
         stored = StoredEvent.encode(event, index=index)
         if stored.size > self._settings.max_event_bytes:
-            raise InvalidEvent(
-                f"event {event.type!r} has {stored.size} bytes, more than max_event_bytes "
-                f"({self._settings.max_event_bytes})",
-                index=index,
-                too_large=True,
-            )
+            raise self._too_large(stored, index)
         return stored
+
+    def prepare_parts(
+        self,
+        type: str,
+        properties: Mapping[str, Any] | None,
+        id: str,
+        directory: str | None,
+        project: str | None,
+        workspace: str | None,
+        scope: Scope,
+    ) -> StoredEvent | None:
+        """As :meth:`prepare`, from the parts of an event."""
+        if self._plugins.publishes:
+            return self.prepare(Event(type, properties, id, directory, project, workspace, scope))
+        check_parts(type, properties, id, directory, project, workspace, scope)
+        stored = StoredEvent.of_parts(type, properties, id or self._new_id(), directory, project, workspace, scope)
+        if len(stored.payload) > self._settings.max_event_bytes:
+            raise self._too_large(stored, 0)
+        return stored
+
+    def _too_large(self, stored: StoredEvent, index: int) -> InvalidEvent:
+        limit = self._settings.max_event_bytes
+        return InvalidEvent(
+            f"event {stored.type!r} has {stored.size} bytes, more than max_event_bytes ({limit})",
+            index=index,
+            too_large=True,
+        )
 
     async def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Store all or none, and return with the store's promise.

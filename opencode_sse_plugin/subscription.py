@@ -148,7 +148,7 @@ class Subscription(Generic[Chunk]):
             if self.last_id < self._log.oldest_bookmark:
                 if self._log.aged(self.last_id):
                     return self._heartbeat()
-                self._log.oldest_bookmark = self.last_id
+                self._log.bookmark(self.last_id)
             if self._live:
                 self._channel.waiting[self] = None
             else:

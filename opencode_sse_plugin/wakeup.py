@@ -20,9 +20,11 @@ class Waiter(Protocol):
 
 
 class _AsyncioWaiter:
-    __slots__ = ("_future", "_woken")
+    __slots__ = ("_future", "_loop", "_woken")
 
     def __init__(self) -> None:
+        # Asked for once: on Python 3.11, get_running_loop() is a system call.
+        self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] | None = None
         self._woken = False
 
@@ -35,7 +37,7 @@ class _AsyncioWaiter:
 
     async def wait(self) -> None:
         if not self._woken:
-            self._future = asyncio.get_running_loop().create_future()
+            self._future = self._loop.create_future()
             try:
                 await self._future
             finally:
@@ -71,14 +73,13 @@ def new_waiter() -> Waiter:
     return _AsyncioWaiter() if on_asyncio() else _EventWaiter()
 
 
-def call_soon(function: Callable[[], None]) -> None:
-    """Call a function in a later turn of the running event loop."""
+def call_soon() -> Callable[[Callable[[], None]], Any]:
+    """What calls a function in a later turn of the running event loop."""
     if on_asyncio():
-        asyncio.get_running_loop().call_soon(function)
-    else:
-        import trio
+        return asyncio.get_running_loop().call_soon
+    import trio
 
-        trio.lowlevel.current_trio_token().run_sync_soon(function)
+    return trio.lowlevel.current_trio_token().run_sync_soon
 
 
 def thread_safe_call_soon() -> Callable[[Callable[[], None]], Any]:

@@ -60,9 +60,12 @@ class MemoryEventStore:
                 self._bytes += len(event.payload)
             seqs.append(seq)
         self._events.extend(fresh)
-        if self.retention.age is not None:
+        keep = self.retention
+        if keep.age is not None:
             self._times.extend([self._now()] * len(fresh))
-        self._evict()
+            self._evict()
+        elif len(self._events) > keep.events or self._bytes > keep.bytes or len(known) > KNOWN_MAX:
+            self._evict()
         if fresh and self._listener is not None:
             self._listener.visible(fresh)
         return Appended(seqs, len(events) - len(fresh))

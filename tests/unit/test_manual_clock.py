@@ -200,7 +200,7 @@ async def test_settle_waits_for_callbacks_too() -> None:
     def call(number: int) -> None:
         called.append(number)
         if number < 5:
-            call_soon(lambda: call(number + 1))
+            call_soon()(lambda: call(number + 1))
 
     call(0)
     await settle()
