@@ -19,6 +19,8 @@ Chunk = TypeVar("Chunk")
 
 #: A wake-up hands over at most so many payload bytes at once, or one event: a big backlog must not delay the others.
 BATCH_BYTES: Final = 64 * 1024
+#: So many readers are woken in one turn of the event loop; with stepping, each is a write of about 10 µs.
+WAKE_AT_ONCE: Final = 100
 _CACHED_BATCHES: Final = 8
 _DISPOSED: Final = "server.instance.disposed"
 
@@ -212,6 +214,7 @@ class Channels:
         #: Under one of its sessions, else of its types where they are plain names, else under ``None``.
         self._index: dict[tuple[str, str] | None, list[Channel[object]]] = {None: []}
         self._dirty: list[Channel[object]] = []
+        self._to_wake: deque[Reader] = deque()
 
     def __iter__(self) -> Iterator[Channel[object]]:
         return iter(self._channels.values())
@@ -272,18 +275,21 @@ class Channels:
             channel.since = min(channel.since, end)
             channel.truncate(end)
 
-    def wake(self) -> bool:
-        """Wake all who wait on a channel that got something; whether there were any."""
-        woken = False
+    def gather(self) -> None:
+        """Let all who wait on a channel that got something be woken by :meth:`wake_some`."""
         dirty, self._dirty = self._dirty, []
         for channel in dirty:
             channel.dirty = False
             if channel.waiting:
                 waiting, channel.waiting = channel.waiting, {}
-                woken = True
-                for reader in waiting:
-                    reader.wake()
-        return woken
+                self._to_wake.extend(waiting)
+
+    def wake_some(self) -> bool:
+        """Wake the next of them, so many that others on the event loop have their turn; whether more are left."""
+        to_wake = self._to_wake
+        for _ in range(min(WAKE_AT_ONCE, len(to_wake))):
+            to_wake.popleft().wake()
+        return bool(to_wake)
 
     def oldest(self, head: int) -> int:
         """The first sequence number the window holds, ``head + 1`` when it is empty."""

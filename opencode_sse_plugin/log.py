@@ -7,6 +7,7 @@ under way they are the same.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -18,7 +19,7 @@ from .channel import Channels
 from .events import StoredEvent
 from .overflow import Limits
 from .stores import Bounds, EventStore
-from .wakeup import call_soon
+from .wakeup import call_later, call_soon
 
 #: The live window of a store that keeps more than fits into memory.
 WINDOW_EVENTS: Final = 10_000
@@ -26,6 +27,9 @@ WINDOW_BYTES: Final = 64 * 1024 * 1024
 #: How long a slice waits for a reader that is in the middle of a write and would overflow, in seconds and steps. One
 #: that takes longer is slow, and what happens to it is its overflow policy's business.
 _STEP: Final = 0.001
+#: Seconds. Less than this is not worth a timer; nobody waits for more.
+_SHORTEST_REST: Final = 0.0005
+_LONGEST_REST: Final = 0.05
 _PATIENCE_STEPS: Final = 50
 
 
@@ -69,7 +73,8 @@ class Log:
         self._arrived = anyio.Event()
         self._shown = anyio.Event()
         self._burst_events = self._burst_bytes = 0
-        self._wake_scheduled = False
+        self._wake_scheduled = self._waking = False
+        self._woke_at = self._rested_at = 0.0
         self._waiting_for_head: set[Follower] = set()
 
     @property
@@ -85,6 +90,7 @@ class Log:
     async def open(self) -> None:
         """Open the store and begin at its head."""
         self._call_soon = call_soon()
+        self._call_later = call_later()
         self.bounds = await self.store.open(self)
         self.head = self.bounds.latest
         self.bookmark(self.head)
@@ -171,20 +177,41 @@ class Log:
         self._schedule_wake()
 
     def _schedule_wake(self) -> None:
-        if not self._wake_scheduled:
-            self._wake_scheduled = True
+        if self._wake_scheduled:
+            return
+        self._wake_scheduled = True
+        delay = self._rested_at - time.perf_counter()
+        if delay > _SHORTEST_REST and self._call_later is not None:
+            self._call_later(min(delay, _LONGEST_REST), self.wake)
+        else:
             self._call_soon(self.wake)
 
     def wake(self) -> None:
         """Wake everyone who got something: once for all that has come since the last time."""
         self._wake_scheduled = False
+        self.channels.gather()
+        if not self._waking:
+            self._woke_at = time.perf_counter()
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        self._waking = self.channels.wake_some()
+        if self._waking:
+            self._call_soon(self._wake_some)
+            return
         self._burst_events = self._burst_bytes = 0
-        self.channels.wake()
+        self._call_soon(self._rest)  # Behind the turns of all that were woken.
         if self._waiting_for_head:
             waiting, self._waiting_for_head = self._waiting_for_head, set()
             for follower in waiting:
                 follower.wake()
         self._woken()
+
+    def _rest(self) -> None:
+        """A wake-up is followed by as much time as it took: the event loop belongs to the host, and what comes
+        meanwhile goes out in one write."""
+        now = time.perf_counter()
+        self._rested_at = now + (now - self._woke_at)
 
     def wake_at_head(self, follower: Follower) -> None:
         """Wake this one whenever more becomes visible, whatever its filter."""

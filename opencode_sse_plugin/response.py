@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from . import transport
+from . import stepping, transport
 from .bus import EventBus
 from .frames import HEADERS
 from .subscription import Subscription
@@ -36,6 +36,8 @@ class EventStreamResponse:
                     tasks.cancel_scope.cancel()
 
                 subscription.on_cut = cut
+                if stepping.supports(send):
+                    subscription.step = stepping.Stepper(subscription, send)
                 tasks.start_soon(self._listen, receive)
                 await self._pump(send)
                 tasks.cancel_scope.cancel()

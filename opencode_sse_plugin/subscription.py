@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -69,12 +69,18 @@ class Subscription(Generic[Chunk]):
         self.position = 0
         #: Sequence number of the last ``id:`` written.
         self.last_id = 0
-        self.last_frame = services.clock.now()
+        self._now = services.clock.now
+        self.last_frame = self._now()
         #: Since when the pump has been busy with what it was given; ``None`` while it waits here.
         self.writing_since: float | None = None
         self.heartbeat_due = False
         self.retry_after_drain: int | None = None
         self.drain_now = False
+        #: Set by a pump: gives what is there while the pump waits; whether the pump can go on waiting.
+        self.step: Callable[[], bool] | None = None
+        #: A write begun by ``step`` that has to wait.
+        self.unfinished: Awaitable[None] | None = None
+        self._waiting = False
         #: Set by a pump: gets it out of a write that may never return.
         self.on_cut: Callable[[], None] | None = None
         #: Whether it was ever level with the head.
@@ -108,18 +114,57 @@ class Subscription(Generic[Chunk]):
 
         :return: ``None`` at the end; ``ending`` then says how to end the body.
         """
-        now = self.services.clock.now()
         if self.writing_since is not None:
-            self._blocked = now - self.writing_since
-            self.writing_since = None
-            self._slow = False
-            if now - self.last_frame >= self.services.settings.heartbeat:
-                self.heartbeat_due = True
-        chunk = await self._next()
+            self._written()
+        chunk = self.quick()
+        if chunk is None:
+            chunk = await self._next()
         if chunk is not None:
-            self.last_frame = self.writing_since = self.services.clock.now()
-            self.heartbeat_due = False
+            self.given()
         return chunk
+
+    def quick(self) -> Chunk | None:
+        """What a reader that keeps up gets, at once; ``None`` where there is nothing, or anything else to think of."""
+        if (
+            not self.limited
+            or not self._live
+            or self.heartbeat_due
+            or self.ending is not None
+            or self._outbox
+            or self._loss is not None
+            or self._expired is not None
+            or self.retry_after_drain is not None
+            or self._edits
+        ):
+            return None
+        channel, index = self._channel, self.index
+        count = channel.total - index
+        if count == 0 or index < channel.base or channel.disposals:
+            return None
+        if count > 1:
+            limits = self.subscriber.limits
+            if count > limits.events or channel.total_bytes - self.bytes_before > limits.bytes:
+                return None
+        chunk, self.index, size, self.position = channel.batch(index, self._log.epoch)
+        self.last_id = self.position
+        self.delivered += self.index - index
+        self.delivered_bytes += size
+        self.bytes_before += size
+        return chunk
+
+    def given(self) -> None:
+        """What was given is being written from now on."""
+        self.last_frame = self.writing_since = self._now()
+        self.heartbeat_due = False
+
+    def _written(self) -> None:
+        now = self._now()
+        assert self.writing_since is not None
+        self._blocked = now - self.writing_since
+        self.writing_since = None
+        self._slow = False
+        if now - self.last_frame >= self.services.settings.heartbeat:
+            self.heartbeat_due = True
 
     async def _next(self) -> Chunk | None:
         if not self._started:
@@ -138,7 +183,7 @@ class Subscription(Generic[Chunk]):
             chunk = self.take() if self._live else await self._page()
             if chunk is not None:
                 return chunk
-            if self._outbox or self.ending is not None or self._expired is not None or not self._is_level():
+            if self._outbox or self.ending is not None or self._expired is not None or not self.is_level():
                 continue
             if self.retry_after_drain is not None:
                 return self._drain()
@@ -149,14 +194,31 @@ class Subscription(Generic[Chunk]):
                 if self._log.aged(self.last_id):
                     return self._heartbeat()
                 self._log.bookmark(self.last_id)
-            if self._live:
-                self._channel.waiting[self] = None
-            else:
-                self._log.wake_at_head(self)
+            await self._wait()
+
+    async def _wait(self) -> None:
+        if self._live:
+            self._channel.waiting[self] = None
+        else:
+            self._log.wake_at_head(self)
+        self._waiting = True
+        try:
             await self._waiter.wait()
+        finally:
+            self._waiting = False
+        if self.unfinished is not None:
+            rest, self.unfinished = self.unfinished, None
+            await rest
+            self._written()
 
     def wake(self) -> None:
-        """Let a waiting pump look again."""
+        """Let a waiting pump look again, or give what is there in its place."""
+        if self.step is not None and self._waiting:
+            if self.step():
+                self._channel.waiting[self] = None
+                return
+            # From here on it is the pump's: two writers must never meet.
+            self._waiting = False
         self._waiter.wake()
 
     def close(self) -> None:
@@ -234,7 +296,7 @@ class Subscription(Generic[Chunk]):
             "merged": self.merged,
         }
 
-    def _is_level(self) -> bool:
+    def is_level(self) -> bool:
         """Whether there is nothing to do but wait."""
         if self._live:
             return self.index == self._channel.total

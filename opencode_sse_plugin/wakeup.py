@@ -82,6 +82,11 @@ def call_soon() -> Callable[[Callable[[], None]], Any]:
     return trio.lowlevel.current_trio_token().run_sync_soon
 
 
+def call_later() -> Callable[[float, Callable[[], None]], Any] | None:
+    """What calls a function after so many seconds; ``None`` where only a task could."""
+    return asyncio.get_running_loop().call_later if on_asyncio() else None
+
+
 def thread_safe_call_soon() -> Callable[[Callable[[], None]], Any]:
     """What calls a function on the running event loop from a signal handler or another thread."""
     if on_asyncio():
