@@ -214,7 +214,8 @@ class Channels:
         #: Under one of its sessions, else of its types where they are plain names, else under ``None``.
         self._index: dict[tuple[str, str] | None, list[Channel[object]]] = {None: []}
         self._dirty: list[Channel[object]] = []
-        self._to_wake: deque[Reader] = deque()
+        #: Who is to be woken by :meth:`wake_some`.
+        self.to_wake: deque[Reader] = deque()
 
     def __iter__(self) -> Iterator[Channel[object]]:
         return iter(self._channels.values())
@@ -282,11 +283,11 @@ class Channels:
             channel.dirty = False
             if channel.waiting:
                 waiting, channel.waiting = channel.waiting, {}
-                self._to_wake.extend(waiting)
+                self.to_wake.extend(waiting)
 
     def wake_some(self) -> bool:
         """Wake the next of them, so many that others on the event loop have their turn; whether more are left."""
-        to_wake = self._to_wake
+        to_wake = self.to_wake
         for _ in range(min(WAKE_AT_ONCE, len(to_wake))):
             to_wake.popleft().wake()
         return bool(to_wake)

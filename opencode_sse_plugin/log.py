@@ -180,6 +180,10 @@ class Log:
         if self._wake_scheduled:
             return
         self._wake_scheduled = True
+        if not self._waking:
+            self._call_wake()
+
+    def _call_wake(self) -> None:
         delay = self._rested_at - time.perf_counter()
         if delay > _SHORTEST_REST and self._call_later is not None:
             self._call_later(min(delay, _LONGEST_REST), self.wake)
@@ -191,12 +195,12 @@ class Log:
         self._wake_scheduled = False
         self.channels.gather()
         if not self._waking:
+            self._waking = True
             self._woke_at = time.perf_counter()
             self._wake_some()
 
     def _wake_some(self) -> None:
-        self._waking = self.channels.wake_some()
-        if self._waking:
+        if self.channels.wake_some():
             self._call_soon(self._wake_some)
             return
         self._burst_events = self._burst_bytes = 0
@@ -210,8 +214,14 @@ class Log:
     def _rest(self) -> None:
         """A wake-up is followed by as much time as it took: the event loop belongs to the host, and what comes
         meanwhile goes out in one write."""
+        if self.channels.to_wake:
+            self._wake_some()
+            return
         now = time.perf_counter()
         self._rested_at = now + (now - self._woke_at)
+        self._waking = False
+        if self._wake_scheduled:
+            self._call_wake()
 
     def wake_at_head(self, follower: Follower) -> None:
         """Wake this one whenever more becomes visible, whatever its filter."""
