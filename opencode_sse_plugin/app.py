@@ -16,13 +16,13 @@ from . import cursors, frames
 from .bus import EventBus
 from .errors import BusClosed, InvalidFilter, Reject, StoreUnavailable
 from .parameters import Reading, read_parameters
+from .position import PAGE_EVENTS
 from .posting import post_events
 from .response import EventStreamResponse
 from .security import Authorize, is_foreign
 from .signals import chained_signals
 from .stores import Evicted
 from .subscriber import Grant
-from .subscription import PAGE_EVENTS
 
 logger = logging.getLogger("opencode_sse")
 

@@ -5,6 +5,7 @@ Indexes are absolute, as in the channel. Decided events no longer count as lag.
 
 from __future__ import annotations
 
+import logging
 from bisect import insort
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,21 @@ from typing import NamedTuple
 from .channel import Channel, Chunk
 from .delivery import DeliveryClasses
 from .events import StoredEvent
-from .overflow import Backlog, Lag, Limits, Merge, Outcome, Skip
+from .overflow import (
+    Backlog,
+    Disconnect,
+    Lag,
+    Limits,
+    Merge,
+    Outcome,
+    OverflowPolicy,
+    PolicyRegistry,
+    ReadFromStore,
+    Skip,
+    decide,
+)
+
+logger = logging.getLogger("opencode_sse")
 
 
 class Cause(NamedTuple):
@@ -143,6 +158,36 @@ class Edits:
                 for at, event in self._open(events, index)
             ]
         return Backlog(events, lag, limits, blocked, delivery.of, delivery.key)
+
+    def decide(
+        self,
+        policy: OverflowPolicy | None,
+        backlog: Backlog,
+        registry: PolicyRegistry,
+        channel: Channel[Chunk],
+        index: int,
+        cause: Cause,
+    ) -> Outcome:
+        """Ask a policy and take its decision over; one that fails, or leaves too much, disconnects."""
+        half = backlog.limits.half
+        try:
+            outcome = decide(policy, backlog, registry)
+            if not isinstance(outcome, Disconnect | ReadFromStore):
+                before = Lag(self.events, self.bytes)
+                self.apply(outcome, channel, index, cause)
+                events = backlog.lag.events - (self.events - before.events)
+                size = backlog.lag.bytes - (self.bytes - before.bytes)
+                if events > 1 and (events > half.events or size > half.bytes):
+                    raise ValueError(f"its outcome leaves a lag of {events} events and {size} bytes")
+            return outcome
+        except Exception as error:
+            logger.error(
+                "overflow policy %s failed, the subscriber is disconnected: %s: %s",
+                cause.policy,
+                type(error).__name__,
+                error,
+            )
+            return Disconnect()
 
     def apply(self, outcome: Outcome, channel: Channel[Chunk], index: int, cause: Cause) -> None:
         """Take over a policy's decision.

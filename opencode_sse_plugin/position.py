@@ -1,0 +1,328 @@
+"""Where a reader is in the log, what it is given next, and what it lost.
+
+A position is *paging* (reading the store at the client's pace) or *live* (at an index of its channel). Limits apply
+from the moment it was first level with the head. Nothing here waits for anything but the store.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, TypeVar
+
+import anyio.lowlevel
+
+from . import frames
+from .account import Loss
+from .channel import BATCH_BYTES, Channel
+from .clock import Clock
+from .delivery import DeliveryClasses
+from .edits import Cause, Edits
+from .events import Event, StoredEvent
+from .frames import Envelope
+from .log import Log
+from .overflow import Disconnect, Lag, PolicyRegistry, ReadFromStore
+from .plugins import Plugins
+from .settings import Settings
+from .stores import Evicted
+from .subscriber import Subscriber
+
+Chunk = TypeVar("Chunk")
+
+PAGE_EVENTS: Final = 500
+#: Why the classes that a start left out are not given.
+_NOT_ASKED_FOR: Final = Cause("events", Lag(0, 0), "start")
+Ending = Literal["clean", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every subscription of a bus shares."""
+
+    log: Log
+    settings: Settings
+    plugins: Plugins
+    policies: PolicyRegistry
+    delivery: DeliveryClasses
+    clock: Clock
+    new_id: Callable[[], str]
+    #: Sums over all subscribers there were, for status.
+    counters: Counter[str]
+
+
+class Position(Generic[Chunk]):
+    """One reader of the log. ``ending`` and ``reason`` tell how its stream ended once it has."""
+
+    def __init__(self, services: Services, subscriber: Subscriber, envelope: Envelope[Chunk]) -> None:
+        self.services = services
+        self.subscriber = subscriber
+        self.envelope = envelope
+        self.ending: Ending | None = None
+        self.reason = "client"
+        self.delivered = self.delivered_bytes = self.dropped = self.merged = 0
+        #: Up to here everything has been given or reported.
+        self.position = 0
+        #: Sequence number of the last ``id:`` written.
+        self.last_id = 0
+        #: Whether it was ever level with the head.
+        self.leveled = False
+        #: Whether limits apply now; not while it reads what it missed.
+        self.limited = False
+        self.index = self.bytes_before = 0
+        self.overtaken: Counter[str] | None = None
+        self._log = services.log
+        self._channel: Channel[Chunk] = self._log.channels.get(subscriber.filter, envelope, self._log.head)
+        self._live = False
+        self._edits = Edits()
+        self._loss: Loss | None = None
+        self._outbox: deque[Chunk] = deque()
+        self._stop: int | None = None
+        self._classes_until = 0
+        self._expired: str | None = None
+        self._blocked = 0.0
+        self._retry: int | None = services.settings.retry
+
+    def wake(self) -> None:
+        """There is something to look at."""
+        raise NotImplementedError
+
+    @property
+    def lag(self) -> Lag:
+        """Matching events and bytes that were not handed over; while paging nothing counts."""
+        if not self._live:
+            return Lag(0, 0)
+        channel, edits = self._channel, self._edits
+        return Lag(channel.total - self.index - edits.events, channel.total_bytes - self.bytes_before - edits.bytes)
+
+    def is_level(self) -> bool:
+        """Whether there is nothing to do but wait."""
+        if self._live:
+            return self.index == self._channel.total
+        return self._stop is None and self.position >= self._log.head
+
+    # Paging.
+
+    async def _page(self) -> Chunk | None:
+        """Read what follows the position from the store; goes live where that leads on without a gap."""
+        await anyio.lowlevel.checkpoint()
+        log = self._log
+        target = log.head if self._stop is None else self._stop
+        if self._stop is None and self._join():
+            return None
+        if self.position >= target:
+            if self._stop is not None:
+                self.ending, self.reason = "clean", "complete"
+            return self._take_loss()
+        epoch = log.epoch
+        page = await log.store.read(self.position, PAGE_EVENTS, BATCH_BYTES)
+        if log.epoch != epoch or self._expired is not None:
+            return None
+        if isinstance(page, Evicted):
+            self._overtaken_by_retention(page.oldest - 1)
+            return None
+        events: list[StoredEvent] = []
+        chunk: Chunk | None = None
+        before = self.position
+        for event in page.events:
+            if event.seq > target:
+                break
+            if self._channel.accepts(event):
+                if before < self._classes_until and not self._in_classes(event):
+                    chunk = self._joined(chunk, events)
+                    self._lose((event,), _NOT_ASKED_FOR)
+                else:
+                    lagged = self._take_loss()
+                    chunk = lagged if chunk is None else chunk if lagged is None else chunk + lagged  # type: ignore[operator]
+                    events.append(event)
+            self.position = event.seq
+        return self._joined(chunk, events)
+
+    def _joined(self, chunk: Chunk | None, events: list[StoredEvent]) -> Chunk | None:
+        """Wrap events behind a chunk, and empty the list."""
+        if not events:
+            return chunk
+        self.delivered += len(events)
+        self.delivered_bytes += sum(len(event.payload) for event in events)
+        self.last_id = events[-1].seq
+        wrapped = self.envelope.batch(events, self._log.epoch)
+        events.clear()
+        return wrapped if chunk is None else chunk + wrapped  # type: ignore[operator]
+
+    def _join(self) -> bool:
+        """Go live if the channel holds everything beyond the position."""
+        log, channel = self._log, self._channel
+        if not max(channel.since, log.channels.oldest(log.head) - 1, self._classes_until) <= self.position <= log.head:
+            return False
+        self.index, self.bytes_before = channel.join(self, self.position)
+        self._live = True
+        self._leveled_if_level()
+        return True
+
+    def _go_paging(self) -> None:
+        if self._live:
+            self._channel.leave(self)
+            self._live = self.limited = False
+
+    def _in_classes(self, event: StoredEvent) -> bool:
+        classes = self.subscriber.start.classes
+        return classes is None or self.services.delivery.of(event) in classes
+
+    # Live.
+
+    def take(self) -> Chunk | None:
+        """Give what is there, at once: at most one batch, with what was lost before it. Lets the policy act first."""
+        channel = self._channel
+        if self.index < channel.base:
+            self._overtaken_by_retention(self._log.channels.oldest(self._log.head) - 1)
+            if not self._live or self._expired is not None:
+                return None
+        if self.limited:
+            lag = self.lag
+            exceeded = self.subscriber.limits.exceeded(lag)
+            if exceeded is not None:
+                self._overflow(exceeded, lag)
+                if self.ending is not None or not self._live:
+                    return None
+        edits = self._edits
+        while edits and (skipped := edits.skip_at(self.index)) is not None:
+            self._lose(channel.between(skipped.start, skipped.stop), skipped.cause)
+            self.index = skipped.stop
+            self.bytes_before += skipped.size
+        if self.index == channel.total:
+            self._leveled_if_level()
+            return self._take_loss()
+        disposal = channel.disposal_after(self.index) if self.leveled else None
+        stop = edits.next_skip if edits else disposal
+        if edits.folds:
+            return self._take_folded(channel.total if stop is None else stop)
+        lagged = self._take_loss()
+        batch = channel.batch(self.index, self._log.epoch, stop)
+        self.delivered += batch.end - self.index
+        self.delivered_bytes += batch.size
+        self.index = batch.end
+        self.bytes_before += batch.size
+        self.position = self.last_id = batch.last_seq
+        self._leveled_if_level()
+        if disposal is not None and batch.end == disposal:
+            self.ending, self.reason = "clean", "complete"
+        return batch.chunk if lagged is None else lagged + batch.chunk  # type: ignore[operator]
+
+    def _leveled_if_level(self) -> None:
+        if not self.limited and self.index == self._channel.total:
+            self.leveled = self.limited = True
+
+    def _take_folded(self, stop: int) -> Chunk | None:
+        """As ``take``, for a stretch in which a policy removed or replaced events; shared with nobody."""
+        channel, edits = self._channel, self._edits
+        lagged = self._take_loss()
+        events: list[StoredEvent] = []
+        size = 0
+        for original in channel.between(self.index, stop):
+            given = edits.fold_at(self.index, original)
+            self.index += 1
+            self.bytes_before += len(original.payload)
+            self.position = original.seq
+            if given is None:
+                self.merged += 1
+                continue
+            events.append(given)
+            size += len(given.payload)
+            if size >= BATCH_BYTES:
+                break
+        self._leveled_if_level()
+        return self._joined(lagged, events)
+
+    # Losing.
+
+    def _lose(self, events: Iterable[StoredEvent], cause: Cause) -> None:
+        """Count neighbouring events as lost; they are told with the next chunk."""
+        if self._loss is None:
+            self._loss = Loss(self.position, *cause)
+        before = self._loss.dropped
+        self._loss.add_all(events)
+        self.dropped += self._loss.dropped - before
+        self.position = self._loss.last
+
+    def _overtaken_by_retention(self, gone: int) -> None:
+        """Everything up to ``gone`` left the store (or the live window) before this subscriber was given it."""
+        channel, log = self._channel, self._log
+        if self._live and not log.window_is_store:
+            self._go_paging()
+            return
+        if not self.leveled:
+            self._expired = "evicted"
+            return
+        loss = self._loss = self._loss or Loss(self.position, "retention", self.lag, self._policy_name)
+        loss.first = loss.first or self.position + 1
+        loss.last = gone
+        if self._live:
+            removed = self._edits.evict(channel)
+            missed = channel.base - self.index - removed.events
+            loss.dropped += missed
+            loss.dropped_bytes += channel.base_bytes - self.bytes_before - removed.bytes
+            loss.by_type.update(channel.lost_types(self))
+            loss.by_type.subtract(removed.types)
+            loss.by_type = +loss.by_type
+            self.dropped += missed
+            self.merged += removed.events
+            self.index, self.bytes_before = channel.base, channel.base_bytes
+            channel.recovered(self)
+        else:
+            # Nobody in this process counted what went by while it read from the store.
+            loss.dropped = loss.dropped_bytes = -1
+        self.position = gone
+        self._leveled_if_level()
+
+    def _take_loss(self) -> Chunk | None:
+        """The pending loss as a frame."""
+        loss, self._loss = self._loss, None
+        if loss is None or not loss.dropped:
+            return None
+        return self._lagged(loss, "continue")
+
+    def _lagged(self, loss: Loss, action: str) -> Chunk:
+        cursor = f"{self._log.epoch}:{loss.after}"
+        return self._control(frames.LAGGED, loss.properties(self.subscriber.limits, action, cursor))
+
+    @property
+    def _policy_name(self) -> str:
+        policy = self.subscriber.policy
+        return self.services.settings.overflow if policy is None else policy.name
+
+    def _overflow(self, exceeded: str, lag: Lag) -> None:
+        """Ask the policy, and do as it says."""
+        channel, subscriber = self._channel, self.subscriber
+        backlog = self._edits.backlog(
+            channel, self.index, lag, subscriber.limits, self._blocked, self.services.delivery
+        )
+        cause = Cause(exceeded, lag, self._policy_name)
+        outcome = self._edits.decide(subscriber.policy, backlog, self.services.policies, channel, self.index, cause)
+        if isinstance(outcome, Disconnect) and not subscriber.sees_abort:
+            # Over HTTP/1.0 an abort looks like a clean end, after which no client comes back.
+            outcome = ReadFromStore()
+        if isinstance(outcome, ReadFromStore):
+            self.limited = False
+        elif isinstance(outcome, Disconnect):
+            loss = self._loss or Loss(self.position, exceeded, lag, self._policy_name)
+            loss.exceeded, loss.queued = exceeded, lag
+            before = loss.dropped
+            loss.add_all(channel.between(self.index, channel.total))
+            self.dropped += loss.dropped - before
+            self._loss = None
+            self._outbox.append(self._lagged(loss, "reconnect"))
+            self.ending, self.reason = "abort", "overflow"
+        self.services.counters["overflows"] += 1
+        self.services.plugins.subscriber_overflow(subscriber, outcome)
+
+    # Control frames.
+
+    def _control(self, type: str, properties: dict[str, Any] | None = None, id: int | None = None) -> Chunk:
+        retry, self._retry = self._retry, None
+        if id is not None:
+            self.last_id = id
+        event = Event(type, properties or {}, self.services.new_id())
+        return self.envelope.control(event, None if id is None else f"{self._log.epoch}:{id}", retry)
+
+    def _say(self, type: str, properties: dict[str, Any] | None = None, *, id: int | None) -> None:
+        self._outbox.append(self._control(type, properties, id))
