@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -22,7 +21,9 @@ import anyio.from_thread
 import anyio.lowlevel
 import pluggy
 
+from . import draining
 from .clock import Clock, SystemClock
+from .deliveries import Deliveries
 from .delivery import DeliveryClasses
 from .errors import BusClosed, ConfigurationError, Reject
 from .events import Cursor, Event, EventIds, Scope
@@ -47,8 +48,6 @@ State = Literal["new", "running", "draining", "closed"]
 _AT_HEAD: Final = Start()
 _COUNTERS: Final = ("attached", "rejected", "overflows", "delivered", "dropped", "merged")
 _FINISH_PUBLISHES: Final = 1.0
-_FINISH_READERS: Final = 0.5
-_FINISH_LAST_FRAMES: Final = 0.1
 _FINISH_PLUGINS: Final = 5.0
 
 
@@ -227,7 +226,7 @@ class EventBus:
         # Whoever asked may be cancelled while this goes on, but half a drain would leave everybody waiting for ever.
         with anyio.CancelScope(shield=True):
             await self._publisher.finish(_FINISH_PUBLISHES)
-            await self._end_streams()
+            await draining.end_streams(self._subscriptions, self.settings.retry, self._one_left)
             with anyio.move_on_after(_FINISH_PLUGINS):
                 await self.plugins.shutdown(self)
             await self.store.close()
@@ -237,26 +236,9 @@ class EventBus:
             self._tasks.cancel_scope.cancel()
             self._runner = None
 
-    async def _end_streams(self) -> None:
-        """Tell everyone and let them read what is queued; then cut those that do not read."""
-        retry = max(self.settings.retry, 1)
-        for subscription in tuple(self._subscriptions):
-            # Jitter: they must not all come back at once.
-            subscription.retry_after_drain = random.randint(retry, 2 * retry)
-            subscription.wake()
-        await self._until_all_left(_FINISH_READERS)
-        for subscription in tuple(self._subscriptions):
-            subscription.drain_now = True
-            subscription.wake()
-            if subscription.writing_since is not None:
-                subscription.cut("drain")
-        await self._until_all_left(_FINISH_LAST_FRAMES)
-
-    async def _until_all_left(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            while any(subscription.ending is None for subscription in self._subscriptions):
-                self._left = anyio.Event()
-                await self._left.wait()
+    async def _one_left(self) -> None:
+        self._left = anyio.Event()
+        await self._left.wait()
 
     def drain_soon(self) -> None:
         """Begin to drain, from a callback of the event loop: not a task, so that no task can be started there."""
@@ -384,7 +366,7 @@ class EventBus:
             subscriber.policy = self.policies.create(overflow) if isinstance(overflow, str) else overflow
         subscription = await self.attach(subscriber, OBJECT)
         try:
-            yield _Deliveries(subscription)
+            yield Deliveries(subscription)
         finally:
             self.detach(subscription)
 
@@ -466,60 +448,32 @@ class EventBus:
 
         :param caller: show only what this grant may see; ``None`` shows all.
         """
-        log, bounds = self.log, self.log.bounds
-        everyone = caller is None or caller.filter.everything
-        now = self.clock.now()
+        now, log = self.clock.now(), self.log
+        held: Mapping[str, int] = getattr(self.store, "statistics", dict)()
+        oldest = log.head - held["events"] + 1 if "events" in held else log.channels.oldest(log.head)
+        seen = [
+            subscription.statistics(now)
+            for subscription in self._subscriptions
+            if caller is None or caller.filter.everything or subscription.subscriber.caller == caller.caller
+        ]
         return {
             "pid": os.getpid(),
             "state": self._state,
             "since": self._started_at,
             "store": {
                 "kind": self.store.kind,
-                "epoch": bounds.epoch,
-                "oldest": log.channels.oldest(log.head),
+                "epoch": log.epoch,
+                "oldest": oldest,
                 "latest": log.head,
-                **self.store_statistics(),
+                **held,
             },
-            "subscribers": [
-                subscription.statistics(now)
-                for subscription in self._subscriptions
-                if everyone or (caller is not None and subscription.subscriber.caller == caller.caller)
-            ],
+            "subscribers": seen,
             "plugins": [info.to_dict() for info in self.plugins.info()],
-            "counters": {
-                "published": self._publisher.published,
-                "duplicates": self._publisher.duplicates,
-                "vetoed": self._publisher.vetoed,
-                "buffered": self._publisher.buffered,
-                "failed": self.plugins.failed_publishes,
-                **self._counters,
-                **{
-                    name: self._counters[name] + sum(getattr(one, name) for one in self._subscriptions)
-                    for name in ("delivered", "dropped", "merged")
-                },
-            },
+            "counters": self._sums(),
         }
 
-    def store_statistics(self) -> dict[str, int]:
-        """Events and bytes the store holds, where it says so."""
-        statistics = getattr(self.store, "statistics", None)
-        return dict(statistics()) if statistics is not None else {}
-
-
-class _Deliveries:
-    """What is iterated over in-process. Not a generator, which would have to be closed by whoever breaks out."""
-
-    def __init__(self, subscription: Subscription[tuple[Delivery, ...]]) -> None:
-        self._subscription = subscription
-        self._ready: Iterator[Delivery] = iter(())
-
-    def __aiter__(self) -> _Deliveries:
-        return self
-
-    async def __anext__(self) -> Delivery:
-        while (delivery := next(self._ready, None)) is None:
-            chunk = await self._subscription.next()
-            if chunk is None:
-                raise StopAsyncIteration
-            self._ready = iter(chunk)
-        return delivery
+    def _sums(self) -> dict[str, int]:
+        sums = self._counters.copy()
+        for subscription in self._subscriptions:
+            sums.update({name: getattr(subscription, name) for name in ("delivered", "dropped", "merged")})
+        return {**self._publisher.counters, "failed": self.plugins.failed_publishes, **sums}

@@ -55,6 +55,16 @@ class Publisher:
         """Events accepted and not stored yet."""
         return self._buffered
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """Sums since the start, for status."""
+        return {
+            "published": self.published,
+            "duplicates": self.duplicates,
+            "vetoed": self.vetoed,
+            "buffered": self._buffered,
+        }
+
     def prepare(self, event: Event, index: int = 0) -> StoredEvent | None:
         """Let the plugins look, check and encode.
 

@@ -73,7 +73,7 @@ def test_an_unknown_option_is_2() -> None:
 
 
 def test_plugins_says_that_there_are_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opencode_sse_plugin.plugins.entry_points", lambda group: [])
+    monkeypatch.setattr("opencode_sse_plugin.loading.entry_points", lambda group: [])
     assert main(["plugins"]) == 0
     assert "no plugin is installed" in capsys.readouterr().out
     assert main(["plugins", "--json"]) == 0
