@@ -2,6 +2,8 @@
 
 Every block carries one ``data:`` line and ends in one blank line, LF only: CRLF and blocks without ``data:`` break
 SDKs in use (measured: ``@opencode-ai/sdk`` v1 splits on LF LF, ``opencode-ai`` for Python parses every block as JSON).
+``id:`` comes last: ``@microsoft/fetch-event-source`` takes it over as soon as its line is read, so that a connection
+cut before a ``data:`` behind it lost that event (measured, 2.0.1).
 """
 
 from __future__ import annotations
@@ -48,9 +50,8 @@ class Envelope(Protocol[Chunk_co]):
 def frame(data: bytes, cursor: str | None = None, retry: int | None = None) -> bytes:
     """One SSE block. ``data`` is one line of JSON, where CR, LF and NUL are always escaped."""
     head = b"" if retry is None else b"retry: %d\n" % retry
-    if cursor is not None:
-        head += b"id: %b\n" % cursor.encode("ascii")
-    return b"%bdata: %b\n\n" % (head, data)
+    tail = b"" if cursor is None else b"id: %b\n" % cursor.encode("ascii")
+    return b"%bdata: %b\n%b\n" % (head, data, tail)
 
 
 class _EventEnvelope:
@@ -62,8 +63,8 @@ class _EventEnvelope:
         return event.scope != "global"
 
     def batch(self, events: Sequence[StoredEvent], epoch: str) -> bytes:
-        head = b"id: %b:" % epoch.encode("ascii")
-        return b"".join([b"%b%d\ndata: %b\n\n" % (head, event.seq, event.payload) for event in events])
+        id = b"\nid: %b:" % epoch.encode("ascii")
+        return b"".join([b"data: %b%b%d\n\n" % (event.payload, id, event.seq) for event in events])
 
     def control(self, event: Event, cursor: str | None, retry: int | None) -> bytes:
         return frame(encode(event.payload()), cursor, retry)
@@ -78,11 +79,11 @@ class _GlobalEnvelope:
         return True
 
     def batch(self, events: Sequence[StoredEvent], epoch: str) -> bytes:
-        head = b"id: %b:" % epoch.encode("ascii")
+        id = b"\nid: %b:" % epoch.encode("ascii")
         return b"".join(
             [
-                b'%b%d\ndata: {%b"payload":%b}\n\n'
-                % (head, event.seq, _place(event.directory, event.project, event.workspace), event.payload)
+                b'data: {%b"payload":%b}%b%d\n\n'
+                % (_place(event.directory, event.project, event.workspace), event.payload, id, event.seq)
                 for event in events
             ]
         )

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import anyio
 import anyio.lowlevel
 
-from .channel import Channels
+from .channel import WAKE_AT_ONCE, Channels
 from .events import StoredEvent
 from .overflow import Limits
 from .stores import Bounds, EventStore
@@ -73,7 +73,7 @@ class Log:
         self._arrived = anyio.Event()
         self._shown = anyio.Event()
         self._burst_events = self._burst_bytes = 0
-        self._wake_scheduled = self._waking = False
+        self._wake_scheduled = self._waking = self._many = False
         self._woke_at = self._rested_at = 0.0
         self._waiting_for_head: set[Follower] = set()
 
@@ -196,6 +196,7 @@ class Log:
         self.channels.gather()
         if not self._waking:
             self._waking = True
+            self._many = len(self.channels.to_wake) >= WAKE_AT_ONCE
             self._woke_at = time.perf_counter()
             self._wake_some()
 
@@ -212,13 +213,14 @@ class Log:
         self._woken()
 
     def _rest(self) -> None:
-        """A wake-up is followed by as much time as it took: the event loop belongs to the host, and what comes
-        meanwhile goes out in one write."""
+        """A wake-up of many is followed by as much time as it took: the event loop belongs to the host, and what
+        comes meanwhile goes out in one write."""
         if self.channels.to_wake:
             self._wake_some()
             return
-        now = time.perf_counter()
-        self._rested_at = now + (now - self._woke_at)
+        if self._many:
+            now = time.perf_counter()
+            self._rested_at = now + (now - self._woke_at)
         self._waking = False
         if self._wake_scheduled:
             self._call_wake()
