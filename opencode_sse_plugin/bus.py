@@ -25,14 +25,16 @@ from . import draining
 from .clock import Clock, SystemClock
 from .deliveries import Deliveries
 from .delivery import DeliveryClasses
+from .delivery_table import builtin_delivery_classes
 from .errors import BusClosed, ConfigurationError, Reject
 from .events import Cursor, Event, EventIds, Scope
 from .filters import Filter
 from .frames import OBJECT, Delivery, Envelope
 from .liveness import Liveness
 from .log import Log
-from .overflow import Limits, OverflowPolicy, PolicyRegistry, builtin_policies
+from .overflow import Limits, OverflowPolicy, PolicyRegistry
 from .plugins import Plugins
+from .policies import builtin_policies
 from .publisher import Publisher, closed
 from .settings import Settings
 from .stores import EventStore, StoreRegistry
@@ -89,7 +91,8 @@ class EventBus:
         self.policies = PolicyRegistry()
         self.stores = StoreRegistry()
         self.delivery = DeliveryClasses()
-        builtin_policies(self.policies.register)
+        builtin_policies(self.policies)
+        builtin_delivery_classes(self.delivery.register)
         self.stores.register("memory", open_memory)
         self.plugins.connect(self.policies.register, self.stores.register, self.delivery.register)
         if found:
@@ -417,6 +420,20 @@ class EventBus:
         self._subscriptions[subscription] = None
         self._counters["attached"] += 1
         return subscription
+
+    def set_overflow_policy(self, subscriber: Subscriber, policy: OverflowPolicy | str) -> None:
+        """Put another policy in charge of a live subscriber, as a hook or route knows it.
+
+        What it lost so far is told first, under the policy that lost it.
+
+        :raises ConfigurationError: for an unknown policy or parameter. :raises LookupError: if it has left.
+        """
+        chosen = self.policies.create(policy) if isinstance(policy, str) else policy
+        for subscription in self._subscriptions:
+            if subscription.subscriber is subscriber:
+                subscription.set_policy(chosen)
+                return
+        raise LookupError(f"subscriber {subscriber.id} is not attached")
 
     def detach(self, subscription: Subscription[Any]) -> None:
         """A subscriber left."""

@@ -126,12 +126,16 @@ class Edits:
                 self._skips.insert(0, Range(gone, skipped.stop, size, skipped.cause))
         return removed
 
-    def truncate(self, total: int, channel: Channel[Chunk]) -> None:
-        """The channel forgot everything from an index on: so do the decisions."""
-        for index in [index for index in self._folds if index >= total]:
-            given, size, _ = self._folds.pop(index)
+    def unfold(self) -> None:
+        """Take back what was folded and not given yet: what it was folded into may be lost after all."""
+        for given, size, _ in self._folds.values():
             self.events -= given is None
             self.bytes -= size - (given.size if given is not None else 0)
+        self._folds.clear()
+
+    def truncate(self, total: int, channel: Channel[Chunk]) -> None:
+        """The channel forgot everything from an index on: so do the decisions."""
+        self.unfold()
         while self._skips and self._skips[-1].stop > total:
             skipped = self._skips.pop()
             kept = max(total, skipped.start)
@@ -157,7 +161,7 @@ class Edits:
                 event if at not in self._folds else self._folds[at][0]  # type: ignore[misc]
                 for at, event in self._open(events, index)
             ]
-        return Backlog(events, lag, limits, blocked, delivery.of, delivery.key)
+        return Backlog(events, lag, limits, blocked, delivery.of, delivery.key, delivery.adds_up, delivery.join)
 
     def decide(
         self,
@@ -227,10 +231,16 @@ class Edits:
         self.bytes += original.size - (given.size if given is not None else 0)
 
     def _skip(self, places: Sequence[int], backlog: Sequence[StoredEvent], index: int, cause: Cause) -> None:
+        lost = set(places)
         for at in places:
+            # What was to be given in its place is lost with it, and so is what had been joined to that.
             if at in self._folds:
-                # What was to be given in its place is lost with it.
                 self.fold_at(at, backlog[at - index])
+                while at - 1 in self._folds and self._folds[at - 1][0] is None:
+                    at -= 1
+                    self.fold_at(at, backlog[at - index])
+                    lost.add(at)
+        places = sorted(lost)
         at = 0
         while at < len(places):
             stop = at + 1

@@ -82,6 +82,11 @@ def session_of(type: str, properties: Mapping[str, Any] | None) -> str | None:
     return None
 
 
+#: What a delivery class table found an event to describe: its key, and what must be equal for its text to be appended.
+Described = tuple[str | None, bytes | None]
+NOTHING: Final[Described] = (None, None)
+
+
 class StoredEvent:
     """An event as the log holds it: encoded once, with what filters look at beside it.
 
@@ -89,7 +94,18 @@ class StoredEvent:
     store gave one. ``event`` parses the payload again: for policies and plugins, never on the way of a delivery.
     """
 
-    __slots__ = ("directory", "id", "payload", "project", "scope", "seq", "session", "type", "workspace")
+    __slots__ = (
+        "described",
+        "directory",
+        "id",
+        "payload",
+        "project",
+        "scope",
+        "seq",
+        "session",
+        "type",
+        "workspace",
+    )
 
     def __init__(
         self,
@@ -112,6 +128,7 @@ class StoredEvent:
         self.workspace = workspace
         self.scope = scope
         self.payload = payload
+        self.described: Described | None = None
 
     @classmethod
     def encode(cls, event: Event, *, index: int = 0, encoder: Callable[[object], bytes] = encode) -> StoredEvent:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 import anyio
 import anyio.lowlevel
 
+from .blocking import Blocking
 from .channel import WAKE_AT_ONCE, Channels
 from .events import StoredEvent
 from .overflow import Limits
@@ -65,6 +66,8 @@ class Log:
             else Channels(max(WINDOW_EVENTS, 2 * limits.events), max(WINDOW_BYTES, 2 * limits.bytes))
         )
         self.followers: set[Follower] = set()
+        #: Who may hold publishers back.
+        self.blocking = Blocking()
         self._moved = moved
         self._woken = woken
         self._usual = self._limits = limits
@@ -154,9 +157,8 @@ class Log:
         self.bounds = bounds
         while self._arrivals and self._arrivals[-1].seq > end:
             self._arrivals.pop()
-        if self.head > end:
-            self.head = end
-        gone = self.channels.oldest(self.head) - 1
+        gone = self.channels.oldest(self.head) - 1  # Before the head moves: an empty window begins behind it.
+        self.head = min(self.head, end)
         self.channels.truncate(end)
         self.bookmark(min(self.oldest_bookmark, end))
         for follower in tuple(self.followers):
@@ -204,7 +206,6 @@ class Log:
         if self.channels.wake_some():
             self._call_soon(self._wake_some)
             return
-        self._burst_events = self._burst_bytes = 0
         self._call_soon(self._rest)  # Behind the turns of all that were woken.
         if self._waiting_for_head:
             waiting, self._waiting_for_head = self._waiting_for_head, set()
@@ -222,6 +223,7 @@ class Log:
             now = time.perf_counter()
             self._rested_at = now + (now - self._woke_at)
         self._waking = False
+        self._burst_events = self._burst_bytes = 0
         if self._wake_scheduled:
             self._call_wake()
 
@@ -232,6 +234,17 @@ class Log:
     def _slice_is_full(self, event: StoredEvent) -> bool:
         count = self._burst_events
         return count > 0 and (count >= self._slice.events or self._burst_bytes + len(event.payload) > self._slice.bytes)
+
+    def first_slice(self, events: Iterable[StoredEvent]) -> list[StoredEvent]:
+        """So many of these events, from the first on, as can become visible at once."""
+        taken: list[StoredEvent] = []
+        size = 0
+        for event in events:
+            size += len(event.payload)
+            if taken and (len(taken) >= self._slice.events or size > self._slice.bytes):
+                break
+            taken.append(event)
+        return taken
 
     async def pace(self) -> None:
         """Wait until all that is stored is visible, as a publisher should that stores faster than readers read."""
@@ -245,6 +258,8 @@ class Log:
             self._arrived = anyio.Event()
             while self._arrivals:
                 await self._let_read()
+                if self.blocking:
+                    await self.blocking.room(self.first_slice(self._arrivals))
                 while self._arrivals and not self._slice_is_full(self._arrivals[0]):
                     self._show(self._arrivals.popleft())
                 self._finish_slice()

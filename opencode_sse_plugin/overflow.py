@@ -12,6 +12,7 @@ outcome, counting and telling are the subscription's business, so a policy canno
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -40,6 +41,10 @@ class Limits(NamedTuple):
             return None
         return "events" if lag.events > self.events else "bytes" if lag.bytes > self.bytes else None
 
+    def allow(self, lag: Lag) -> bool:
+        """Whether a lag is within both; that of one event always is."""
+        return self.exceeded(lag) is None
+
     @property
     def half(self) -> Limits:
         """What a policy has to come down to; a single event is always allowed."""
@@ -55,7 +60,8 @@ class Backlog:
     :param limits: the subscriber's limits.
     :param blocked: seconds its last write has taken.
     :param delivery_class: event → ``ephemeral``, ``latest`` or ``required``.
-    :param key: event → what a ``latest`` or ``ephemeral`` event describes; equal keys supersede each other.
+    :param key: event → what it describes; a later ``latest`` or ``required`` event with an equal key supersedes it.
+    :param adds_up: whether two neighbours can be given as one. :param join: neighbours that add up → one event.
     """
 
     events: Sequence[StoredEvent]
@@ -64,6 +70,8 @@ class Backlog:
     blocked: float = 0.0
     delivery_class: Callable[[StoredEvent], str] = lambda event: "required"
     key: Callable[[StoredEvent], str | None] = lambda event: None
+    adds_up: Callable[[StoredEvent, StoredEvent], bool] = lambda earlier, later: False
+    join: Callable[[Sequence[StoredEvent]], StoredEvent] = lambda run: run[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,10 @@ Outcome = Skip | Merge | Disconnect | ReadFromStore | Block
 
 
 class OverflowPolicy(Protocol):
-    """Asked when a subscriber over its limits can next be given something."""
+    """Asked when a subscriber over its limits can next be given something.
+
+    One that may answer :class:`Block` has an attribute ``blocks = True``: it is asked before an append as well.
+    """
 
     @property
     def name(self) -> str:
@@ -130,49 +141,6 @@ class OverflowPolicy(Protocol):
 
 
 PolicyFactory = Callable[..., OverflowPolicy]
-
-
-@dataclass(frozen=True, slots=True)
-class DisconnectPolicy:
-    """Drop the backlog and abort: nothing is lost if the client resumes within retention."""
-
-    name: str = "disconnect"
-
-    def __call__(self, backlog: Backlog) -> Outcome:
-        return Disconnect()
-
-
-@dataclass(frozen=True, slots=True)
-class DropOldest:
-    """Skip from the oldest on; the newest half of the limits stays."""
-
-    name: str = "drop-oldest"
-
-    def __call__(self, backlog: Backlog) -> Outcome:
-        kept = _fitting(reversed(backlog.events), backlog.limits.half)
-        return Skip(((0, len(backlog.events) - kept),))
-
-
-@dataclass(frozen=True, slots=True)
-class DropNewest:
-    """Skip the newest; the oldest half of the limits stays."""
-
-    name: str = "drop-newest"
-
-    def __call__(self, backlog: Backlog) -> Outcome:
-        kept = _fitting(backlog.events, backlog.limits.half)
-        return Skip(((kept, len(backlog.events)),))
-
-
-def _fitting(events: Iterable[StoredEvent], limits: Limits) -> int:
-    """How many of these events, from the first on, fit; at least one."""
-    count = size = 0
-    for event in events:
-        size += event.size
-        if count and (count >= limits.events or size > limits.bytes):
-            break
-        count += 1
-    return count
 
 
 class PolicyRegistry:
@@ -208,7 +176,13 @@ class PolicyRegistry:
         if factory is None:
             raise ConfigurationError(f"unknown overflow policy {name!r}; there are {', '.join(self.names())}")
         try:
-            return factory(**dict(parse_qsl(query, strict_parsing=True)) if query else {})
+            given = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+            known = inspect.signature(factory).parameters
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+                for parameter in given.keys() - known.keys():
+                    there_are = f"there are {', '.join(known)}" if known else "it takes none"
+                    raise ValueError(f"no parameter {parameter!r}; {there_are}")
+            return factory(**given)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"overflow policy {spec!r}: {error}") from error
 
@@ -224,10 +198,3 @@ def decide(policy: OverflowPolicy | None, backlog: Backlog, registry: PolicyRegi
     if not isinstance(outcome, Skip | Merge | Disconnect | ReadFromStore):
         raise TypeError(f"it answered {outcome!r}, which is not an outcome")
     return outcome
-
-
-def builtin_policies(register: Callable[[str, PolicyFactory], None]) -> None:
-    """Register what ships with the package."""
-    register("disconnect", lambda: DisconnectPolicy())
-    register("drop-oldest", lambda: DropOldest())
-    register("drop-newest", lambda: DropNewest())

@@ -7,7 +7,7 @@ from the moment it was first level with the head. Nothing here waits for anythin
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from .edits import Cause, Edits
 from .events import Event, StoredEvent
 from .frames import Envelope
 from .log import Log
-from .overflow import Disconnect, Lag, PolicyRegistry, ReadFromStore
+from .overflow import Backlog, Block, Disconnect, Lag, OverflowPolicy, PolicyRegistry, ReadFromStore
 from .plugins import Plugins
 from .settings import Settings
 from .stores import Evicted
@@ -81,6 +81,8 @@ class Position(Generic[Chunk]):
         self._classes_until = 0
         self._expired: str | None = None
         self._blocked = 0.0
+        self._blocks: bool = getattr(subscriber.policy, "blocks", False)
+        self._late = False
         self._retry: int | None = services.settings.retry
 
     def wake(self) -> None:
@@ -285,6 +287,41 @@ class Position(Generic[Chunk]):
         cursor = f"{self._log.epoch}:{loss.after}"
         return self._control(frames.LAGGED, loss.properties(self.subscriber.limits, action, cursor))
 
+    def set_policy(self, policy: OverflowPolicy) -> None:
+        """Put another policy in charge from now on: what was lost is told first, what was folded comes as it was."""
+        if (lagged := self._take_loss()) is not None:
+            self._outbox.append(lagged)
+        self._edits.unfold()
+        self.subscriber.policy = policy
+        self._blocks = getattr(policy, "blocks", False)
+        self._log.blocking.set(self, self._blocks)
+
+    def holds(self, events: Sequence[StoredEvent]) -> float | None:
+        """For how many seconds its policy lets a publisher of these events wait; ``None`` if it need not."""
+        if not self.limited or not self._live or self.ending is not None:
+            return None
+        lag, limits = self.lag, self.subscriber.limits
+        if self._late and not limits.half.allow(lag):
+            return None
+        self._late = False
+        sizes = [event.size for event in events if self._channel.accepts(event)]
+        if not sizes or limits.allow(Lag(lag.events + len(sizes), lag.bytes + sum(sizes))):
+            return None
+        try:
+            outcome = self.subscriber.policy(self._backlog(lag)) if self.subscriber.policy is not None else None
+        except Exception:
+            return None  # It is asked again when it is over its limits, and what it raises is told there.
+        return outcome.deadline if isinstance(outcome, Block) else None
+
+    def too_late(self) -> None:
+        """It kept a publisher for too long: it is on its policy's ``then`` until it is below half of its limits."""
+        self._late = True
+
+    def _backlog(self, lag: Lag) -> Backlog:
+        return self._edits.backlog(
+            self._channel, self.index, lag, self.subscriber.limits, self._blocked, self.services.delivery
+        )
+
     @property
     def _policy_name(self) -> str:
         policy = self.subscriber.policy
@@ -293,11 +330,10 @@ class Position(Generic[Chunk]):
     def _overflow(self, exceeded: str, lag: Lag) -> None:
         """Ask the policy, and do as it says."""
         channel, subscriber = self._channel, self.subscriber
-        backlog = self._edits.backlog(
-            channel, self.index, lag, subscriber.limits, self._blocked, self.services.delivery
-        )
         cause = Cause(exceeded, lag, self._policy_name)
-        outcome = self._edits.decide(subscriber.policy, backlog, self.services.policies, channel, self.index, cause)
+        outcome = self._edits.decide(
+            subscriber.policy, self._backlog(lag), self.services.policies, channel, self.index, cause
+        )
         if isinstance(outcome, Disconnect) and not subscriber.sees_abort:
             # Over HTTP/1.0 an abort looks like a clean end, after which no client comes back.
             outcome = ReadFromStore()

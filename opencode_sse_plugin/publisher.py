@@ -23,6 +23,8 @@ class _Pending:
     """A publish on its way to the store."""
 
     events: Sequence[StoredEvent]
+    #: When it was published, by the event loop's clock.
+    since: float
     #: ``None`` where nobody waits (``publish_nowait``).
     done: anyio.Event | None = field(default_factory=anyio.Event)
     appended: Appended | None = None
@@ -119,15 +121,16 @@ class Publisher:
 
         :raises StoreUnavailable: if the store did not take them.
         """
-        if self._append_now is not None and not self._buffer:
+        if self._append_now is not None and not self._buffer and not self._log.blocking:
             appended: Appended = self._append_now(events)
             self._stored(events, appended)
             if self._log.waiting:
                 await self._log.pace()
             return appended
+        since = anyio.current_time()
         while self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
             await self._less.wait()
-        pending = _Pending(events)
+        pending = _Pending(events, since)
         self._enqueue(pending)
         assert pending.done is not None
         await pending.done.wait()
@@ -146,10 +149,10 @@ class Publisher:
                 f"{self._buffered + self._log.waiting} events wait already (publish_buffer is "
                 f"{self._settings.publish_buffer}); await publish() to wait for room"
             )
-        if self._append_now is not None and not self._buffer:
+        if self._append_now is not None and not self._buffer and not self._log.blocking:
             self._stored(events, self._append_now(events))
         else:
-            self._enqueue(_Pending(events, done=None))
+            self._enqueue(_Pending(events, anyio.current_time(), done=None))
 
     def _enqueue(self, pending: _Pending) -> None:
         self._buffer.append(pending)
@@ -164,7 +167,7 @@ class Publisher:
             await self._more.wait()
             self._more = anyio.Event()
             while self._buffer:
-                taken = tuple(self._buffer)
+                taken = await self._with_room() if self._log.blocking else tuple(self._buffer)
                 await self._flush(taken)
                 for _ in taken:
                     self._buffer.popleft()
@@ -173,6 +176,20 @@ class Publisher:
                 self._less = anyio.Event()
                 await self._log.pace()
             self._idle.set()
+
+    async def _with_room(self) -> Sequence[_Pending]:
+        """The first of those that wait, once every subscriber that may hold it back has room or was too slow, and as
+        many of the next as there is room for."""
+        blocking, first = self._log.blocking, self._buffer[0]
+        blocking.begin(first.since)
+        await blocking.room(self._log.first_slice(first.events))
+        taken, events = [first], list(first.events)
+        for pending in tuple(self._buffer)[1:]:
+            events += pending.events
+            if len(self._log.first_slice(events)) < len(events) or not blocking.has_room(events):
+                break
+            taken.append(pending)
+        return taken
 
     async def _flush(self, taken: Sequence[_Pending]) -> None:
         events = [event for pending in taken for event in pending.events]
@@ -209,6 +226,7 @@ class Publisher:
 
     async def finish(self, seconds: float) -> None:
         """Wait for what was accepted, then fail the rest with ``StoreUnavailable``."""
+        self._log.blocking.stop()
         with anyio.move_on_after(seconds):
             await self._idle.wait()
             return

@@ -47,6 +47,7 @@ class Subscription(Position[Chunk]):
         self._started = False
         self._waiter = new_waiter()
         self._log.follow(self, subscriber.limits)
+        self._log.blocking.set(self, self._blocks)
 
     # The interface of a pump.
 
@@ -97,6 +98,8 @@ class Subscription(Position[Chunk]):
         """What was given is being written from now on."""
         self.last_frame = self.writing_since = self._now()
         self.heartbeat_due = False
+        if self._blocks:
+            self._log.blocking.more_room()
 
     def _written(self) -> None:
         now = self._now()
@@ -176,6 +179,7 @@ class Subscription(Position[Chunk]):
     def close(self) -> None:
         """Give everything back; the pump is gone."""
         self._channel.leave(self)
+        self._log.blocking.set(self, False)
         self._log.channels.release(self._channel)
         self._log.unfollow(self)
         for name in ("delivered", "dropped", "merged"):
