@@ -60,23 +60,25 @@ class Blocking:
 
     async def room(self, events: Sequence[StoredEvent]) -> None:
         """Wait until everyone has room for these events; who does not make room in time is on its own."""
+        late: set[Blocker] = set()
         while not self._stopped:
             now = anyio.current_time()
-            held = {
-                blocker: seconds for blocker in tuple(self.blockers) if (seconds := blocker.holds(events)) is not None
-            }
-            if not held:
-                return
-            for blocker, seconds in held.items():
-                if self._since + seconds <= now:
+            left: list[float] = []
+            for blocker in tuple(self.blockers):
+                seconds = None if blocker in late else blocker.holds(events)
+                if seconds is None:
+                    continue
+                if self._since + seconds > now:
+                    left.append(self._since + seconds - now)
+                else:
+                    late.add(blocker)
                     blocker.too_late()
-            remaining = [self._since + seconds - now for seconds in held.values() if self._since + seconds > now]
-            if not remaining:
-                continue
+            if not left:
+                return
             more = anyio.Event()
             self._waiting.add(more)
             try:
-                with anyio.move_on_after(min(remaining)):
+                with anyio.move_on_after(min(left)):
                     await more.wait()
             finally:
                 self._waiting.discard(more)
