@@ -4,7 +4,9 @@
   or cut (:class:`Pace`); :func:`lifespan` starts and stops an app.
 - :func:`parse_frames`: the frames of a body, checked against the wire's rules.
 - :class:`ManualClock`: time that a test moves by hand; :func:`settle` lets everything run that can.
-- :class:`EventStoreContract`: the tests every event store must pass (needs pytest).
+- :class:`EventStoreContract`, :class:`OverflowPolicyContract`: the tests every event store and every overflow policy
+  must pass (need pytest).
+- :func:`fold`: what a client makes of the stream, to compare two; :class:`Traffic`: made-up opencode events.
 - ``opencode_sse_plugin.testing.pytest_plugin``: fixtures, loaded where asked for.
 """
 
@@ -13,13 +15,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .clock import ManualClock, settle
+from .folding import State, fold
 from .lifespan import lifespan
 from .pace import Pace
 from .stream import Ending, Response, StreamResponse, request, stream
+from .traffic import Traffic
 from .wire import Frame, parse_frame, parse_frames
 
 if TYPE_CHECKING:
-    from .contracts import EventStoreContract
+    from .contracts import EventStoreContract, LosslessPolicyContract, OverflowPolicyContract
 
 __all__ = [
     "stream",
@@ -35,13 +39,18 @@ __all__ = [
     "ManualClock",
     "settle",
     "EventStoreContract",
+    "OverflowPolicyContract",
+    "LosslessPolicyContract",
+    "fold",
+    "State",
+    "Traffic",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that this package can be used without pytest, and so that pytest can rewrite the contract's assertions.
-    if name == "EventStoreContract":
-        from .contracts import EventStoreContract
+    # Late, so that this package can be used without pytest, and so that pytest can rewrite the contracts' assertions.
+    if name in ("EventStoreContract", "OverflowPolicyContract", "LosslessPolicyContract"):
+        from . import contracts
 
-        return EventStoreContract
+        return getattr(contracts, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -193,9 +193,10 @@ class Guarantees(RuleBasedStateMachine):
         if hasattr(result, "__await__"):
             result = await result
         await settle()
-        with anyio.fail_after(5):
-            while self.bus.statistics()["counters"]["buffered"]:
-                await anyio.sleep(0.001)  # a policy lets publishers wait, for 20 ms at most
+        for _ in range(5000):
+            if not self.bus.statistics()["counters"]["buffered"]:
+                break
+            await anyio.sleep(0.001)  # A policy lets publishers wait, for 20 ms at most.
         await self.bus.log.pace()
         await settle()
         return result

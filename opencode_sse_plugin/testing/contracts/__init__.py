@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from .appending import Appending
 from .life import Life
+from .policies import LosslessPolicyContract, OverflowPolicyContract
 from .reading import Reading
 
-__all__ = ["EventStoreContract"]
+__all__ = ["EventStoreContract", "OverflowPolicyContract", "LosslessPolicyContract"]
 
 
 class EventStoreContract(Appending, Reading, Life):
