@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -50,18 +50,12 @@ class EventApp:
             Route("/event/status", _Endpoint(self, {"GET": self._status, "HEAD": self._status})),
             *bus.plugins.routes(bus),
         ]
-        self.routes: list[BaseRoute] = [Mount(path.rstrip("/"), routes=routes)] if path.rstrip("/") else routes
+        self.routes: list[BaseRoute] = [_Prefix(path.rstrip("/"), routes=routes)] if path.rstrip("/") else routes
         self._router = Router(routes=self.routes, redirect_slashes=False)
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request is for one of our paths."""
-        return any(self._matches(route, scope) for route in self.routes)
-
-    def _matches(self, route: BaseRoute, scope: Scope) -> bool:
-        if isinstance(route, Mount) and route.routes:
-            match, child = route.matches(scope)
-            return match is not Match.NONE and any(self._matches(inner, {**scope, **child}) for inner in route.routes)
-        return route.matches(scope)[0] is not Match.NONE
+        return _any_matches(self.routes, scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -165,6 +159,20 @@ class EventApp:
 
     async def _status(self, request: Request) -> ASGIApp:
         return JSONResponse(self.bus.statistics(await self.grant(request)))
+
+
+class _Prefix(Mount):
+    """A mount that takes only what its routes match: other paths under the same prefix stay the host's."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        if match is not Match.NONE and not _any_matches(self.routes, {**scope, **child}):
+            return Match.NONE, {}
+        return match, child
+
+
+def _any_matches(routes: Iterable[BaseRoute], scope: Scope) -> bool:
+    return any(route.matches(scope)[0] is not Match.NONE for route in routes)
 
 
 class _Endpoint:
