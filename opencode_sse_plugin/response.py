@@ -32,7 +32,7 @@ class EventStreamResponse:
             async with anyio.create_task_group() as tasks:
 
                 def cut() -> None:
-                    transport.abort(send)
+                    transport.abort(scope.get(transport.OWN_SEND, send))
                     tasks.cancel_scope.cancel()
 
                 subscription.on_cut = cut

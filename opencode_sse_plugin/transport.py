@@ -8,8 +8,12 @@ there for ever (measured: uvicorn, hypercorn and granian). Where the server's tr
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from starlette.types import Send
+
+#: Where a scope holds the server's own ``send``, if somebody kept it before middleware wrapped it.
+OWN_SEND: Final = "opencode_sse.send"
 
 
 def abort(send: Send) -> bool:
