@@ -60,8 +60,7 @@ def install(
         _wrap_stack(app, lambda host: _Dispatcher(events, _with_cors(app, events), host))
     elif placement == "route":
         app.router.routes[:0] = events.routes
-        _wrap_stack(app, lambda host: _Dispatcher(events, host, host))
-        _warn_about_middleware(app)
+        _wrap_stack(app, _warning_of_middleware(app, lambda host: _Dispatcher(events, host, host)))
     else:
         raise ConfigurationError(f"placement must be 'outermost' or 'route', not {placement!r}")
     _run_in_lifespan(app, bus)
@@ -113,16 +112,27 @@ def _with_cors(app: Starlette, events: ASGIApp) -> ASGIApp:
     return events
 
 
-def _warn_about_middleware(app: Starlette) -> None:
-    for middleware in app.user_middleware:
-        cls: Any = middleware.cls
-        if isinstance(cls, type) and issubclass(cls, BaseHTTPMiddleware):
-            warnings.warn(
-                f"{cls.__name__} is a BaseHTTPMiddleware and stands around the event stream: it turns the abort that "
-                "makes clients reconnect into a clean end; use placement='outermost'",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+def _warning_of_middleware(app: Starlette, around: Callable[[ASGIApp], ASGIApp]) -> Callable[[ASGIApp], ASGIApp]:
+    """Warn of what turns aborts into clean ends: now, and of what was added later when the stack is built."""
+    known: set[Any] = set()
+
+    def warn(stacklevel: int) -> None:
+        for cls in {middleware.cls: None for middleware in app.user_middleware}:
+            if cls not in known and isinstance(cls, type) and issubclass(cls, BaseHTTPMiddleware):
+                known.add(cls)
+                warnings.warn(
+                    f"{cls.__name__} is a BaseHTTPMiddleware and stands around the event stream: it turns the abort "
+                    "that makes clients reconnect into a clean end; use placement='outermost'",
+                    RuntimeWarning,
+                    stacklevel=stacklevel,
+                )
+
+    def warn_and_wrap(host: ASGIApp) -> ASGIApp:
+        warn(stacklevel=3)
+        return around(host)
+
+    warn(stacklevel=4)
+    return warn_and_wrap
 
 
 def _run_in_lifespan(app: Starlette, bus: EventBus) -> None:
