@@ -192,19 +192,6 @@ async def test_without_cors_middleware_no_page_elsewhere_may_read(kind: str) -> 
         assert cors_headers(response) == {}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stalled_reader_behind_cors_is_dropped_with_its_connection(serve: Serve, read: Read, kind: str) -> None:
-    app = make_host(kind)
-    app.add_middleware(CORSMiddleware, allow_origins=[ALLOWED])
-    bus = install(app, new_bus(write_timeout=0.5, heartbeat=0.5, queue_max=20), authorize=None)
-    host = serve(app, bus)
-    reader = read(f"{host.url}/event", headers={"origin": ALLOWED})
-    reader.next()
-    host.overrun()
-    host.until(lambda: not bus.statistics()["subscribers"], "the end of the subscriber")
-    host.until(lambda: not host.server.server_state.connections, "the end of its connection")
-
-
 # A catch-all.
 
 
@@ -234,3 +221,31 @@ async def test_a_catch_all_gets_all_but_our_paths(kind: str, placement: Any, whe
                 await bus.publish("a")
                 assert (await response.next()).type == "a"
         assert (await request(app, "GET", f"{path}/event/status")).json()["state"] == "running"
+
+
+# What wraps the server's ``send``.
+
+
+@pytest.mark.filterwarnings("ignore:Watching is a BaseHTTPMiddleware")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("placement", "middleware", "options"),
+    [
+        ("outermost", CORSMiddleware, {"allow_origins": [ALLOWED]}),
+        ("outermost", Watching, {}),
+        ("route", GZipMiddleware, {}),
+        ("route", Watching, {}),
+    ],
+)
+def test_a_stalled_reader_is_dropped_with_its_connection(
+    serve: Serve, read: Read, kind: str, placement: Any, middleware: Any, options: Any
+) -> None:
+    """Whatever stands between: what the server has buffered for such a socket would stay for ever."""
+    app = make_host(kind)
+    bus = install(app, new_bus(write_timeout=0.3, queue_max=20), authorize=None, placement=placement)
+    app.add_middleware(middleware, **options)
+    host = serve(app, bus)
+    read(f"{host.url}/event", headers={"origin": ALLOWED}).next()
+    host.overrun()
+    host.until(lambda: not bus.statistics()["subscribers"], "the end of the subscriber")
+    host.until(lambda: not host.server.server_state.connections, "the end of its connection")
