@@ -82,9 +82,15 @@ class EventApp:
         """
         if self._authorize is None:
             return Grant.everything()
-        grant = self._authorize(request)
-        if inspect.isawaitable(grant):
-            grant = await grant
+        try:
+            grant = self._authorize(request)
+            if inspect.isawaitable(grant):
+                grant = await grant
+        except Reject:
+            raise
+        except Exception as error:
+            logger.exception("authorize failed, the caller is not let in")
+            raise Reject(500, "the caller could not be checked") from error
         if grant is None:
             raise Reject(401, "not authorized")
         if not isinstance(grant, Grant):

@@ -116,6 +116,26 @@ async def test_nonsense_from_authorize_lets_nobody_in(sse_bus: EventBus, wrong: 
     assert answer.status == 500
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_failing_authorize_lets_nobody_in_and_is_logged(
+    sse_bus: EventBus, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(request: Request) -> Grant:
+        raise LookupError("no database")
+
+    async def fails_later(request: Request) -> Grant:
+        raise LookupError("no database")
+
+    app = event_app(sse_bus, authorize=fails if kind == "sync" else fails_later, publish=True)
+    for method, path in (("GET", "/event"), ("HEAD", "/event"), ("POST", "/event"), ("GET", "/event/status")):
+        answer = await request(app, method, path)
+        assert (answer.status, b"database" in answer.body) == (500, False)
+        record = caplog.records.pop()
+        assert record.exc_info is not None
+        assert record.exc_info[0] is LookupError
+    assert sse_bus.statistics()["counters"]["attached"] == 0
+
+
 async def test_authorize_may_be_async_and_may_refuse(sse_bus: EventBus) -> None:
     async def authorize(request: Request) -> Grant | None:
         if "x-banned" in request.headers:
