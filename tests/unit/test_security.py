@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
 import pytest
@@ -147,6 +148,16 @@ async def test_authorize_may_be_async_and_may_refuse(sse_bus: EventBus) -> None:
     assert (await request(app, "GET", "/event/status")).status == 401
     banned = await request(app, "GET", "/event", headers={"x-banned": "1"})
     assert (banned.status, banned.json(), banned.headers["x-why"]) == (403, {"error": "banned"}, "spam")
+
+
+async def test_an_expired_grant_opens_nothing(sse_bus: EventBus) -> None:
+    grant = Grant("ann", may_publish=True, expires_at=time.time() - 0.01)
+    app = event_app(sse_bus, authorize=lambda request: grant, publish=True)
+    await sse_bus.publish("a")
+    for method, path in (("GET", "/event?after_seq=0"), ("HEAD", "/event"), ("GET", "/event/status")):
+        assert (await request(app, method, path)).status == 401
+    assert (await request(app, "POST", "/event", json={"type": "a"})).status == 401
+    assert sse_bus.head == 1
 
 
 # Publishing.
