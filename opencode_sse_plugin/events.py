@@ -23,7 +23,7 @@ _MAX_NAME: Final = 512
 MAX_DEPTH: Final = 128
 _NUMBER = re.compile(r"[0-9]{1,16}", re.ASCII)
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _BRACKET = re.compile(rb"[][{}]")
 _RESERVED = re.compile(r"server\.(connected|heartbeat|stream\..*)", re.DOTALL)
@@ -288,9 +288,10 @@ def _check_type(type: str, index: int) -> None:
 
 
 def _check_name(name: str, value: str, index: int) -> None:
-    if not isinstance(value, str) or len(value) > _MAX_NAME or _CONTROL.search(value):
+    if not isinstance(value, str) or len(value) > _MAX_NAME or _UNFIT.search(value):
         raise InvalidEvent(
-            f"{name} must be a string of at most {_MAX_NAME} characters without control characters", index=index
+            f"{name} must be a string of at most {_MAX_NAME} characters without control characters or lone surrogates",
+            index=index,
         )
 
 

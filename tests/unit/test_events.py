@@ -57,7 +57,7 @@ def test_a_stored_event_gives_the_event_back() -> None:
     assert stored.size == len(stored.payload)
 
 
-@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b", "\x7f", "x" * 513, 5, None])
+@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b", "\x7f", "\ud800", "x" * 513, 5, None])
 @pytest.mark.parametrize("field", ["type", "id"])
 def test_names_that_could_break_a_line_are_refused(field: str, bad: Any) -> None:
     with pytest.raises(InvalidEvent, match=f"^{field} must be") as caught:
