@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp
 
 from opencode_sse_plugin import EventBus
 from opencode_sse_plugin.testing import Frame, parse_frame
+
+from . import witness
 
 TIMEOUT = 10.0
 #: Of each connection, so that a stalled reader is felt after some hundred kilobytes instead of some megabytes.
@@ -85,11 +88,10 @@ class Served:
 class Reader:
     """One request over a real socket, read as it comes."""
 
-    def __init__(self, url: str, *, method: str = "GET", buffer: int = BUFFER, **request: Any) -> None:
-        options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)]
-        transport = httpx.HTTPTransport(socket_options=options)
-        self._client = httpx.Client(transport=transport, timeout=TIMEOUT, trust_env=False)
-        self._response = self._client.send(self._client.build_request(method, url, **request), stream=True)
+    def __init__(self, url: str, *, timeout: float = TIMEOUT, **request: Any) -> None:
+        transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)])
+        self._client = httpx.Client(transport=transport, timeout=timeout, trust_env=False)
+        self._response = self._client.send(self._client.build_request("GET", url, **request), stream=True)
         self._body: Iterator[bytes] = self._response.iter_raw()
         self._buffer = b""
         self.status = self._response.status_code
@@ -132,3 +134,31 @@ class Reader:
         """Leave."""
         self._response.close()
         self._client.close()
+
+
+class Watcher:
+    """A witness (see ``witness.py``) over a real socket, read by a thread."""
+
+    def __init__(self, url: str) -> None:
+        self.frames: list[Frame] = []
+        self._reader = Reader(f"{url}/global/event", timeout=120)
+        self.frames.append(self._reader.next())
+        self._thread = threading.Thread(target=self._read, name="witness")
+        self._thread.start()
+
+    def _read(self) -> None:
+        while self.frames[-1].type != witness.END:
+            try:
+                self.frames.append(self._reader.next())
+            except StopIteration:
+                return
+
+    def check(self, first: int, head: int) -> None:
+        """It got every event with these numbers, the last of type ``witness.END``, and no other frame."""
+        self._thread.join(TIMEOUT)
+        witness.check(self.frames, first, head)
+
+    def close(self) -> None:
+        """Leave; the server ends the stream of one that has not seen its end."""
+        self._thread.join(TIMEOUT)
+        self._reader.close()
