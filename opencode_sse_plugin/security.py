@@ -82,7 +82,8 @@ def is_foreign(connection: HTTPConnection, origins: Collection[str]) -> bool:
     origin = connection.headers.get("origin")
     if origin is None or origin in origins or "*" in origins:
         return False
-    return origin != f"{connection.url.scheme}://{connection.headers.get('host', '')}"
+    # Not ``connection.url``, which parses a query that may be anything.
+    return origin != f"{connection.scope['scheme']}://{connection.headers.get('host', '')}"
 
 
 class LoopbackGuard:

@@ -181,6 +181,18 @@ async def test_a_foreign_origin_may_not_publish(sse_bus: EventBus, headers: dict
     assert sse_bus.head == (1 if status == 200 else 0)
 
 
+@pytest.mark.parametrize(("origin", "status"), [("http://testserver", 200), ("http://other", 403)])
+async def test_an_origin_is_judged_whatever_else_the_request_says(sse_bus: EventBus, origin: str, status: int) -> None:
+    app = event_app(sse_bus, authorize=None, publish=True)
+
+    async def with_any_query(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "query_string": b"\x80"}, receive, send)
+
+    assert (
+        await request(with_any_query, "POST", "/event", json={"type": "a"}, headers={"origin": origin})
+    ).status == status
+
+
 async def test_a_form_post_is_refused(sse_bus: EventBus) -> None:
     """What a page of any origin can send without asking first."""
     app = event_app(sse_bus, authorize=None, publish=True)
