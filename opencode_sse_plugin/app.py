@@ -24,6 +24,7 @@ from .signals import chained_signals
 from .stores import Evicted
 from .subscriber import Grant
 from .subscription import PAGE_EVENTS
+from .transport import OWN_SEND, is_closed
 
 logger = logging.getLogger("opencode_sse")
 
@@ -204,7 +205,11 @@ class _Endpoint:
             response = JSONResponse({"error": refusal.detail}, refusal.status, refusal.headers)
         except InvalidFilter as error:
             response = JSONResponse({"error": str(error), "parameter": error.parameter}, 400)
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        except RuntimeError:
+            if not is_closed(scope.get(OWN_SEND, send)):
+                raise
 
 
 async def _first_use(bus: EventBus) -> None:

@@ -30,13 +30,14 @@ class Served:
     """An app on uvicorn, in a thread, on a free port.
 
     :param bus: drained at the end, so that no open stream holds the server up.
-    :param options: of ``uvicorn.Config``.
+    :param uvloop: whether on uvloop. :param options: of ``uvicorn.Config``.
     """
 
-    def __init__(self, app: ASGIApp, bus: EventBus, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, bus: EventBus, *, uvloop: bool = False, **options: Any) -> None:
         self.bus = bus
         self._stack = ExitStack()
-        self._portal: BlockingPortal = self._stack.enter_context(start_blocking_portal("asyncio"))
+        portal = start_blocking_portal("asyncio", {"use_uvloop": uvloop})
+        self._portal: BlockingPortal = self._stack.enter_context(portal)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, **options)
         self.server = uvicorn.Server(config)
         sock = socket.create_server(("127.0.0.1", 0))

@@ -228,6 +228,7 @@ async def test_a_catch_all_gets_all_but_our_paths(kind: str, placement: Any, whe
 
 @pytest.mark.filterwarnings("ignore:Watching is a BaseHTTPMiddleware")
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("uvloop", [False, True])
 @pytest.mark.parametrize(
     ("placement", "middleware", "options"),
     [
@@ -238,13 +239,13 @@ async def test_a_catch_all_gets_all_but_our_paths(kind: str, placement: Any, whe
     ],
 )
 def test_a_stalled_reader_is_dropped_with_its_connection(
-    serve: Serve, read: Read, kind: str, placement: Any, middleware: Any, options: Any
+    serve: Serve, read: Read, kind: str, uvloop: bool, placement: Any, middleware: Any, options: Any
 ) -> None:
     """Whatever stands between: what the server has buffered for such a socket would stay for ever."""
     app = make_host(kind)
     bus = install(app, new_bus(write_timeout=0.3, queue_max=20), authorize=None, placement=placement)
     app.add_middleware(middleware, **options)
-    host = serve(app, bus)
+    host = serve(app, bus, uvloop=uvloop)
     read(f"{host.url}/event", headers={"origin": ALLOWED}).next()
     host.overrun()
     host.until(lambda: not bus.statistics()["subscribers"], "the end of the subscriber")

@@ -29,10 +29,10 @@ async def witnessed(bus: EventBus) -> AsyncIterator[None]:
 
     async def read() -> None:
         async with stream(event_app(bus, authorize=None), "/global/event") as response:
-            frames.append(await response.next(timeout=30))
+            frames.append(await response.next(timeout=600))
             attached.set()
             while frames[-1].type != END:
-                frames.append(await response.next(timeout=30))
+                frames.append(await response.next(timeout=600))
 
     attached = anyio.Event()
     first = bus.head + 1
