@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -23,6 +24,7 @@ from .security import Authorize, is_foreign
 from .signals import chained_signals
 from .stores import Evicted
 from .subscriber import Grant
+from .transport import OWN_SEND, is_closed
 
 logger = logging.getLogger("opencode_sse")
 
@@ -50,18 +52,12 @@ class EventApp:
             Route("/event/status", _Endpoint(self, {"GET": self._status, "HEAD": self._status})),
             *bus.plugins.routes(bus),
         ]
-        self.routes: list[BaseRoute] = [Mount(path.rstrip("/"), routes=routes)] if path.rstrip("/") else routes
+        self.routes: list[BaseRoute] = [_Prefix(path.rstrip("/"), routes=routes)] if path.rstrip("/") else routes
         self._router = Router(routes=self.routes, redirect_slashes=False)
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request is for one of our paths."""
-        return any(self._matches(route, scope) for route in self.routes)
-
-    def _matches(self, route: BaseRoute, scope: Scope) -> bool:
-        if isinstance(route, Mount) and route.routes:
-            match, child = route.matches(scope)
-            return match is not Match.NONE and any(self._matches(inner, {**scope, **child}) for inner in route.routes)
-        return route.matches(scope)[0] is not Match.NONE
+        return _any_matches(self.routes, scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -88,14 +84,22 @@ class EventApp:
         """
         if self._authorize is None:
             return Grant.everything()
-        grant = self._authorize(request)
-        if inspect.isawaitable(grant):
-            grant = await grant
+        try:
+            grant = self._authorize(request)
+            if inspect.isawaitable(grant):
+                grant = await grant
+        except Reject:
+            raise
+        except Exception as error:
+            logger.exception("authorize failed, the caller is not let in")
+            raise Reject(500, "the caller could not be checked") from error
         if grant is None:
             raise Reject(401, "not authorized")
         if not isinstance(grant, Grant):
             logger.error("authorize answered %s, not a Grant or None", type(grant).__name__)
             raise Reject(500, "the caller could not be checked")
+        if grant.expires_at is not None and grant.expires_at <= time.time():
+            raise Reject(401, "the grant has expired")
         return grant
 
     # Endpoints: each gives an ASGI response.
@@ -167,6 +171,20 @@ class EventApp:
         return JSONResponse(self.bus.statistics(await self.grant(request)))
 
 
+class _Prefix(Mount):
+    """A mount that takes only what its routes match: other paths under the same prefix stay the host's."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        if match is not Match.NONE and not _any_matches(self.routes, {**scope, **child}):
+            return Match.NONE, {}
+        return match, child
+
+
+def _any_matches(routes: Iterable[BaseRoute], scope: Scope) -> bool:
+    return any(route.matches(scope)[0] is not Match.NONE for route in routes)
+
+
 class _Endpoint:
     """One path: answers by method, and turns refusals into JSON before the first byte."""
 
@@ -187,7 +205,11 @@ class _Endpoint:
             response = JSONResponse({"error": refusal.detail}, refusal.status, refusal.headers)
         except InvalidFilter as error:
             response = JSONResponse({"error": str(error), "parameter": error.parameter}, 400)
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        except RuntimeError:
+            if not is_closed(scope.get(OWN_SEND, send)):
+                raise
 
 
 async def _first_use(bus: EventBus) -> None:

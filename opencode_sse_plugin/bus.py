@@ -37,6 +37,7 @@ from .plugins import Plugins
 from .policies import builtin_policies
 from .publisher import Publisher, closed
 from .settings import Settings
+from .signals import chained_signals
 from .stores import EventStore, StoreRegistry
 from .stores.memory import open_memory
 from .subscriber import Grant, Mode, Start, Subscriber
@@ -151,10 +152,11 @@ class EventBus:
 
     async def _run(self, ready: asyncio.Future[None]) -> None:
         try:
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                await self._open(tasks)
-                ready.set_result(None)
+            with chained_signals(self.drain_soon):  # Where no lifespan does it.
+                async with anyio.create_task_group() as tasks:
+                    self._tasks = tasks
+                    await self._open(tasks)
+                    ready.set_result(None)
         except BaseException as error:
             if ready.done():
                 raise

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Final, Literal, NamedTuple
 
 from .encoding import decode, encode
@@ -17,9 +18,14 @@ Scope = Literal["instance", "global"]
 #: Largest sequence number a client may name: the largest integer JavaScript holds exactly.
 MAX_SEQ: Final = 2**53 - 1
 _MAX_NAME: Final = 512
+#: Deepest nesting of a payload. Parsers stop somewhere (Python's at its recursion limit, less the stack it runs in),
+#: and what the publisher can still write, not every reader can read.
+MAX_DEPTH: Final = 128
 _NUMBER = re.compile(r"[0-9]{1,16}", re.ASCII)
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKET = re.compile(rb"[][{}]")
 _RESERVED = re.compile(r"server\.(connected|heartbeat|stream\..*)", re.DOTALL)
 
 
@@ -192,9 +198,18 @@ class StoredEvent:
 
 def _encoded(body: Mapping[str, Any], index: int, encoder: Callable[[object], bytes]) -> bytes:
     try:
-        return encoder(body)
+        payload = encoder(body)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidEvent(f"event {body['type']!r} cannot be written as JSON: {error}", index=index) from error
+    if len(payload) > 2 * MAX_DEPTH and payload.count(b"[") + payload.count(b"{") > MAX_DEPTH < _depth(payload):
+        raise InvalidEvent(f"event {body['type']!r} is nested deeper than {MAX_DEPTH} levels", index=index)
+    return payload
+
+
+def _depth(payload: bytes) -> int:
+    """How deep JSON is nested."""
+    brackets = _BRACKET.findall(_STRING.sub(b"", payload))
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets))
 
 
 class Cursor(NamedTuple):
@@ -290,9 +305,10 @@ def _check_type(type: str, index: int) -> None:
 
 
 def _check_name(name: str, value: str, index: int) -> None:
-    if not isinstance(value, str) or len(value) > _MAX_NAME or _CONTROL.search(value):
+    if not isinstance(value, str) or len(value) > _MAX_NAME or _UNFIT.search(value):
         raise InvalidEvent(
-            f"{name} must be a string of at most {_MAX_NAME} characters without control characters", index=index
+            f"{name} must be a string of at most {_MAX_NAME} characters without control characters or lone surrogates",
+            index=index,
         )
 
 

@@ -19,6 +19,7 @@ from .bus import EventBus
 from .errors import ConfigurationError
 from .security import Authorize
 from .signals import chained_signals
+from .transport import OWN_SEND
 
 _INSTALLED: Final = "_opencode_sse"
 
@@ -56,10 +57,10 @@ def install(
     events = event_app(bus, authorize=authorize, path=path, publish=publish, origins=origins)
     _refuse_conflicts(app, path.rstrip("/"))
     if placement == "outermost":
-        _put_outside(app, events)
+        _wrap_stack(app, lambda host: _Dispatcher(events, _with_cors(app, events), host))
     elif placement == "route":
         app.router.routes[:0] = events.routes
-        _warn_about_middleware(app)
+        _wrap_stack(app, _warning_of_middleware(app, lambda host: _Dispatcher(events, host, host)))
     else:
         raise ConfigurationError(f"placement must be 'outermost' or 'route', not {placement!r}")
     _run_in_lifespan(app, bus)
@@ -80,7 +81,8 @@ def _refuse_conflicts(app: Starlette, path: str) -> None:
 
 
 class _Dispatcher:
-    """Gives exactly our paths to the sub-app and everything else to the host."""
+    """Gives exactly our paths to the sub-app and everything else to the host; keeps the server's own ``send``, which
+    middleware wraps, for getting rid of connections."""
 
     def __init__(self, events: EventApp, served: ASGIApp, host: ASGIApp) -> None:
         self._events = events
@@ -88,20 +90,18 @@ class _Dispatcher:
         self._host = host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ours = scope["type"] == "http" and self._events.serves(scope)
-        await (self._served if ours else self._host)(scope, receive, send)
+        if scope["type"] == "http" and self._events.serves(scope):
+            await self._served({**scope, OWN_SEND: send}, receive, send)
+        else:
+            await self._host(scope, receive, send)
 
 
-def _put_outside(app: Starlette, events: EventApp) -> None:
+def _wrap_stack(app: Starlette, around: Callable[[ASGIApp], ASGIApp]) -> None:
     """Wrap the building of the stack, so that middleware added later stays inside."""
     build: Callable[[], ASGIApp] = app.build_middleware_stack
-
-    def build_around() -> ASGIApp:
-        return _Dispatcher(events, _with_cors(app, events), build())
-
-    app.build_middleware_stack = build_around  # type: ignore[method-assign]
+    app.build_middleware_stack = lambda: around(build())  # type: ignore[method-assign]
     if app.middleware_stack is not None:
-        app.middleware_stack = _Dispatcher(events, _with_cors(app, events), app.middleware_stack)
+        app.middleware_stack = around(app.middleware_stack)
 
 
 def _with_cors(app: Starlette, events: ASGIApp) -> ASGIApp:
@@ -112,16 +112,27 @@ def _with_cors(app: Starlette, events: ASGIApp) -> ASGIApp:
     return events
 
 
-def _warn_about_middleware(app: Starlette) -> None:
-    for middleware in app.user_middleware:
-        cls: Any = middleware.cls
-        if isinstance(cls, type) and issubclass(cls, BaseHTTPMiddleware):
-            warnings.warn(
-                f"{cls.__name__} is a BaseHTTPMiddleware and stands around the event stream: it turns the abort that "
-                "makes clients reconnect into a clean end; use placement='outermost'",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+def _warning_of_middleware(app: Starlette, around: Callable[[ASGIApp], ASGIApp]) -> Callable[[ASGIApp], ASGIApp]:
+    """Warn of what turns aborts into clean ends: now, and of what was added later when the stack is built."""
+    known: set[Any] = set()
+
+    def warn(stacklevel: int) -> None:
+        for cls in {middleware.cls: None for middleware in app.user_middleware}:
+            if cls not in known and isinstance(cls, type) and issubclass(cls, BaseHTTPMiddleware):
+                known.add(cls)
+                warnings.warn(
+                    f"{cls.__name__} is a BaseHTTPMiddleware and stands around the event stream: it turns the abort "
+                    "that makes clients reconnect into a clean end; use placement='outermost'",
+                    RuntimeWarning,
+                    stacklevel=stacklevel,
+                )
+
+    def warn_and_wrap(host: ASGIApp) -> ASGIApp:
+        warn(stacklevel=3)
+        return around(host)
+
+    warn(stacklevel=4)
+    return warn_and_wrap
 
 
 def _run_in_lifespan(app: Starlette, bus: EventBus) -> None:

@@ -190,7 +190,7 @@ class Plugins(PluginLoader):
                 if isinstance(answer, Event):
                     event = answer
                 elif answer is not None:
-                    raise TypeError(f"it answered {answer!r}, not an Event, False or None")
+                    raise TypeError(f"it answered {type(answer).__name__}, not an Event, False or None")
             except Exception as error:
                 self._failed("sse_event_publish", implementation, error)
                 if self.publish_errors == "drop":
@@ -249,7 +249,7 @@ class Plugins(PluginLoader):
                 if isinstance(answer, Snapshot):
                     return answer
                 if answer is not None:
-                    raise TypeError(f"it answered {answer!r}, not a Snapshot or None")
+                    raise TypeError(f"it answered {type(answer).__name__}, not a Snapshot or None")
             except Exception as error:
                 self._failed("sse_snapshot", implementation, error)
         return None

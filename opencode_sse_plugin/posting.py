@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from .bus import EventBus
@@ -52,12 +52,15 @@ def _answer(epoch: str, seqs: list[int | None], duplicates: int) -> dict[str, An
 async def _body(request: Request, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    async with aclosing(request.stream()) as body:
-        async for chunk in body:
-            size += len(chunk)
-            if size > limit:
-                raise Reject(413, f"the body is larger than max_request_bytes ({limit})")
-            chunks.append(chunk)
+    try:
+        async with aclosing(request.stream()) as body:
+            async for chunk in body:
+                size += len(chunk)
+                if size > limit:
+                    raise Reject(413, f"the body is larger than max_request_bytes ({limit})")
+                chunks.append(chunk)
+    except ClientDisconnect:
+        raise Reject(400, "the body ended early") from None
     return b"".join(chunks)
 
 

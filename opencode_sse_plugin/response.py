@@ -28,23 +28,24 @@ class EventStreamResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         subscription = self.subscription
+        servers_own = scope.get(transport.OWN_SEND, send)
         try:
             async with anyio.create_task_group() as tasks:
 
                 def cut() -> None:
-                    transport.abort(send)
+                    transport.abort(servers_own)
                     tasks.cancel_scope.cancel()
 
                 subscription.on_cut = cut
                 if stepping.supports(send):
                     subscription.step = stepping.Stepper(subscription, send)
                 tasks.start_soon(self._listen, receive)
-                await self._pump(send)
+                await self._pump(send, servers_own)
                 tasks.cancel_scope.cancel()
         finally:
             self.bus.detach(subscription)
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, send: Send, servers_own: Send) -> None:
         subscription = self.subscription
         chunk = await subscription.next()
         await send({**_START, "headers": list(HEADERS)})
@@ -54,8 +55,10 @@ class EventStreamResponse:
                 chunk = await subscription.next()
             if subscription.ending == "clean":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except OSError:
+        except (OSError, RuntimeError) as error:
             # The client is gone; ASGI servers may say so here (spec 2.4) before `receive` does.
+            if isinstance(error, RuntimeError) and not transport.is_closed(servers_own):
+                raise
             subscription.end("client")
 
     async def _listen(self, receive: Receive) -> None:

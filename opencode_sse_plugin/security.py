@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import Reject
 from .subscriber import Grant
+from .transport import OWN_SEND
 
 #: Says who may attach: a grant, or ``None`` for a caller who is not let in. May be async; may raise ``Reject``.
 Authorize = Callable[[Request], Grant | Awaitable[Grant | None] | None]
@@ -82,7 +83,8 @@ def is_foreign(connection: HTTPConnection, origins: Collection[str]) -> bool:
     origin = connection.headers.get("origin")
     if origin is None or origin in origins or "*" in origins:
         return False
-    return origin != f"{connection.url.scheme}://{connection.headers.get('host', '')}"
+    # Not ``connection.url``, which parses a query that may be anything.
+    return origin != f"{connection.scope['scheme']}://{connection.headers.get('host', '')}"
 
 
 class LoopbackGuard:
@@ -112,4 +114,5 @@ class LoopbackGuard:
             if origin is not None and origin not in self._origins and not is_loopback(_hostname(origin)):
                 response = JSONResponse({"error": f"origin {origin!r} is not allowed", "parameter": "origin"}, 403)
                 return await response(scope, receive, send)
+            scope = {**scope, OWN_SEND: send}
         await self._app(scope, receive, send)

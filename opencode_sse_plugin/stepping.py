@@ -52,7 +52,7 @@ class Stepper:
         except StopIteration:
             subscription.writing_since = None
             return subscription.is_level()  # A big backlog goes on in turns with the others.
-        except OSError:
+        except (OSError, RuntimeError):  # uvloop raises the latter; it must not reach whoever publishes
             subscription.end("client")
             return False
         subscription.unfinished = _Rest(sending, suspended)

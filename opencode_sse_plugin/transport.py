@@ -8,14 +8,32 @@ there for ever (measured: uvicorn, hypercorn and granian). Where the server's tr
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from starlette.types import Send
+
+#: Where a scope holds the server's own ``send``, if somebody kept it before middleware wrapped it.
+OWN_SEND: Final = "opencode_sse.send"
 
 
 def abort(send: Send) -> bool:
     """Abort the connection behind a server's own ``send``; whether its transport could be reached."""
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    if not isinstance(transport, asyncio.WriteTransport):  # uvloop's registers as one
+    transport = _transport(send)
+    if transport is None:
         return False
     transport.abort()
     return True
+
+
+def is_closed(send: Send) -> bool:
+    """Whether the connection behind a server's own ``send`` is known to be closed. The server may not have said so yet;
+    uvloop raises ``RuntimeError`` at a write from then on."""
+    transport = _transport(send)
+    return transport is not None and transport.is_closing()
+
+
+def _transport(send: Send) -> asyncio.WriteTransport | None:
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    # By what it can do: uvloop's transports are not instances of asyncio's.
+    able = callable(getattr(transport, "abort", None)) and callable(getattr(transport, "is_closing", None))
+    return transport if able else None

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opencode_sse_plugin.errors import InvalidEvent
-from opencode_sse_plugin.events import MAX_SEQ, Cursor, Event, EventIds, StoredEvent, check_event, new_epoch, parse_seq
+from opencode_sse_plugin.events import (
+    MAX_DEPTH,
+    MAX_SEQ,
+    Cursor,
+    Event,
+    EventIds,
+    StoredEvent,
+    check_event,
+    new_epoch,
+    parse_seq,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,7 @@ def test_a_stored_event_gives_the_event_back() -> None:
     assert stored.size == len(stored.payload)
 
 
-@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b", "\x7f", "x" * 513, 5, None])
+@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b", "\x7f", "\ud800", "x" * 513, 5, None])
 @pytest.mark.parametrize("field", ["type", "id"])
 def test_names_that_could_break_a_line_are_refused(field: str, bad: Any) -> None:
     with pytest.raises(InvalidEvent, match=f"^{field} must be") as caught:
@@ -131,3 +141,23 @@ def test_what_is_no_cursor(text: str) -> None:
 def test_sequence_numbers_are_ascii_digits(text: str) -> None:
     seq = parse_seq(text)
     assert (seq is not None) == (re.fullmatch("[0-9]{1,16}", text, re.ASCII) is not None and int(text) <= MAX_SEQ)
+
+
+def nested(levels: int, opening: str) -> Any:
+    value: Any = "[{" * 100 + '\\"'
+    for _ in range(levels):
+        value = [value] if opening == "[" else {"]}": value}
+    return value
+
+
+@pytest.mark.parametrize("opening", ["[", "{"])
+def test_what_not_every_reader_can_parse_is_refused(opening: str) -> None:
+    # The payload and its properties are two levels.
+    deepest = Event("a", {"x": nested(MAX_DEPTH - 2, opening)}, id="evt_1")
+    assert StoredEvent.encode(deepest).event == deepest
+    for levels in (MAX_DEPTH - 1, 900, 5000):
+        with pytest.raises(InvalidEvent) as refused:
+            StoredEvent.encode(Event("a", {"x": nested(levels, opening)}, id="evt_1"), index=3)
+        assert refused.value.index == 3
+    broad = Event("a", {"x": [[], {}] * 1000}, id="evt_1")
+    assert StoredEvent.encode(broad).event == broad

@@ -74,6 +74,14 @@ def test_a_hostile_glob_does_not_hang() -> None:
     assert time.monotonic() - begun < 5
 
 
+def test_globs_are_limited_together() -> None:
+    """Each of them may be good, and still would hold up everybody while they are compiled."""
+    assert Filter.of(type=[f"{n:03}" + "*a" * 46 for n in range(43)])
+    with pytest.raises(InvalidFilter) as caught:
+        Filter.of(type=[f"{n:03}" + "*a" * 46 for n in range(44)])
+    assert caught.value.parameter == "type"
+
+
 @pytest.mark.parametrize("value", ["", "a\nb", "\0", "x" * 4097])
 def test_a_malformed_value_names_its_parameter(value: str) -> None:
     with pytest.raises(InvalidFilter) as caught:

@@ -110,10 +110,17 @@ async def test_middleware_stays_inside(when: str) -> None:
 
 
 async def test_placement_route_warns_of_what_would_break_the_abort() -> None:
+    class Later(BaseHTTPMiddleware):
+        pass
+
     app = make("starlette")
     app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
-    with pytest.warns(RuntimeWarning, match="BaseHTTPMiddleware.*placement='outermost'"):
+    with pytest.warns(RuntimeWarning, match="BaseHTTPMiddleware is .*placement='outermost'") as now:
         install(app, bus_alone(), authorize=None, placement="route")
+    app.add_middleware(Later, dispatch=lambda request, call_next: call_next(request))
+    with pytest.warns(RuntimeWarning, match="Later is a BaseHTTPMiddleware") as then:
+        app.build_middleware_stack()
+    assert (len(now), len(then), now[0].filename) == (1, 1, __file__)
 
 
 async def test_a_taken_path_is_refused() -> None:

@@ -93,6 +93,29 @@ async def test_a_bad_event_is_named_and_nothing_is_stored(
     assert sse_bus.head == 0
 
 
+async def test_a_body_that_ends_early_is_400_and_nothing_is_stored(sse_bus: EventBus) -> None:
+    """The client is gone and gets no answer; the server's log must not get a traceback either."""
+    incoming = iter(
+        [
+            {"type": "http.request", "body": b'{"type":"a"}\n{"ty', "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(incoming)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(name.encode(), value.encode()) for name, value in NDJSON.items()]
+    scope = {"type": "http", "method": "POST", "path": "/event", "query_string": b"", "headers": headers}
+    await event_app(sse_bus, authorize=None, publish=True)(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert sse_bus.head == 0
+
+
 async def test_too_large_is_413() -> None:
     async with EventBus(Settings(max_event_bytes=100, max_request_bytes=1000), plugins=Plugins(discover=False)) as bus:
         assert (await post_json(bus, {"type": "a", "properties": {"pad": "x" * 200}})).status == 413

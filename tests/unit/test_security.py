@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
 import pytest
@@ -116,6 +117,26 @@ async def test_nonsense_from_authorize_lets_nobody_in(sse_bus: EventBus, wrong: 
     assert answer.status == 500
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_failing_authorize_lets_nobody_in_and_is_logged(
+    sse_bus: EventBus, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(request: Request) -> Grant:
+        raise LookupError("no database")
+
+    async def fails_later(request: Request) -> Grant:
+        raise LookupError("no database")
+
+    app = event_app(sse_bus, authorize=fails if kind == "sync" else fails_later, publish=True)
+    for method, path in (("GET", "/event"), ("HEAD", "/event"), ("POST", "/event"), ("GET", "/event/status")):
+        answer = await request(app, method, path)
+        assert (answer.status, b"database" in answer.body) == (500, False)
+        record = caplog.records.pop()
+        assert record.exc_info is not None
+        assert record.exc_info[0] is LookupError
+    assert sse_bus.statistics()["counters"]["attached"] == 0
+
+
 async def test_authorize_may_be_async_and_may_refuse(sse_bus: EventBus) -> None:
     async def authorize(request: Request) -> Grant | None:
         if "x-banned" in request.headers:
@@ -127,6 +148,16 @@ async def test_authorize_may_be_async_and_may_refuse(sse_bus: EventBus) -> None:
     assert (await request(app, "GET", "/event/status")).status == 401
     banned = await request(app, "GET", "/event", headers={"x-banned": "1"})
     assert (banned.status, banned.json(), banned.headers["x-why"]) == (403, {"error": "banned"}, "spam")
+
+
+async def test_an_expired_grant_opens_nothing(sse_bus: EventBus) -> None:
+    grant = Grant("ann", may_publish=True, expires_at=time.time() - 0.01)
+    app = event_app(sse_bus, authorize=lambda request: grant, publish=True)
+    await sse_bus.publish("a")
+    for method, path in (("GET", "/event?after_seq=0"), ("HEAD", "/event"), ("GET", "/event/status")):
+        assert (await request(app, method, path)).status == 401
+    assert (await request(app, "POST", "/event", json={"type": "a"})).status == 401
+    assert sse_bus.head == 1
 
 
 # Publishing.
@@ -148,6 +179,18 @@ async def test_a_foreign_origin_may_not_publish(sse_bus: EventBus, headers: dict
     answer = await request(app, "POST", "/event", json={"type": "a"}, headers=named)
     assert answer.status == status
     assert sse_bus.head == (1 if status == 200 else 0)
+
+
+@pytest.mark.parametrize(("origin", "status"), [("http://testserver", 200), ("http://other", 403)])
+async def test_an_origin_is_judged_whatever_else_the_request_says(sse_bus: EventBus, origin: str, status: int) -> None:
+    app = event_app(sse_bus, authorize=None, publish=True)
+
+    async def with_any_query(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "query_string": b"\x80"}, receive, send)
+
+    assert (
+        await request(with_any_query, "POST", "/event", json={"type": "a"}, headers={"origin": origin})
+    ).status == status
 
 
 async def test_a_form_post_is_refused(sse_bus: EventBus) -> None:
