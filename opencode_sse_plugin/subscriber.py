@@ -66,7 +66,7 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One connection. Hooks may change ``limits`` and ``start`` and call :meth:`narrow` while it attaches."""
+    """One connection. While it attaches, hooks may set ``limits``, ``start`` and ``grant`` and call :meth:`narrow`."""
 
     id: str
     route: str
