@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -41,8 +42,9 @@ def project(folder: Path) -> dict[str, Any]:
     return table
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+def run(*command: str | Path, **environ: str) -> str:
+    arguments = [str(part) for part in command]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env={**os.environ, **environ})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -92,7 +94,8 @@ def test_every_example_is_found(environment: Path) -> None:
 
 
 def test_an_installed_policy_is_chosen_by_its_name(environment: Path) -> None:
-    said = run(environment / "python", "-c", _USE).split()
+    """With all the other plugins beside it."""
+    said = run(environment / "python", "-c", _USE, OPENCODE_SSE_ACL_SECRETS="only for this test").split()
     assert said[-2:] == ["server.stream.lagged", "question.asked"]
     assert "text" not in said
 
