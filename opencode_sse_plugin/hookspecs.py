@@ -149,7 +149,8 @@ def sse_subscriber_overflow(subscriber: Subscriber, outcome: Outcome) -> None:
 def sse_subscriber_detach(subscriber: Subscriber, reason: str) -> None:
     """A subscriber left: ``client``, ``complete``, ``overflow``, ``write-timeout``, ``drain``, ``grant`` or ``error``.
 
-    If it raises, that is logged.
+    ``subscriber.position`` is where it was: what was on its way to it by then need not have arrived. If it raises, that
+    is logged.
     """
 
 

@@ -66,7 +66,11 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One connection. While it attaches, hooks may set ``limits``, ``start`` and ``grant`` and call :meth:`narrow`."""
+    """One connection. While it attaches, hooks may set ``limits``, ``start`` and ``grant`` and call :meth:`narrow`.
+
+    With ``mode`` ``follow``, a stream that has a ``start`` begins with ``server.connected``, as one without does.
+    ``position`` is set when it leaves: up to here, everything was given to the server or reported.
+    """
 
     id: str
     route: str
@@ -79,6 +83,7 @@ class Subscriber:
     sees_abort: bool = True
     since: float = 0.0
     policy: OverflowPolicy | None = None
+    position: Cursor | None = None
 
     @property
     def caller(self) -> str:
