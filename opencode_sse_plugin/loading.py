@@ -104,10 +104,13 @@ class PluginLoader:
                     raise PluginError(f"required plugin {info} does not load: {info.failure}")
 
     def _load(self, point: EntryPoint) -> None:
-        info = PluginInfo(point.name, _distribution(point), point.dist.version if point.dist is not None else None)
+        name, distribution = point.name, _distribution(point)
+        if name in self._infos:  # Another distribution's: both are wanted.
+            name = f"{distribution}:{name}"
+        info = PluginInfo(name, distribution, point.dist.version if point.dist is not None else None)
         try:
             self._register(point.load(), info)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # A program, imported, may want to leave.
             self._leave_out(info, error)
 
     def _leave_out(self, info: PluginInfo, error: BaseException) -> None:
@@ -187,7 +190,7 @@ class PluginLoader:
                     def collect(*args: Any, _register: Callable[..., None] = register, **options: Any) -> None:
                         said.append((_register, args, options))
 
-                    implementation.function(*(collect for _ in implementation.argnames))
+                    refuse_coroutine(implementation.function(*(collect for _ in implementation.argnames)))
         for register, args, options in said:
             try:
                 register(*args, **options)
@@ -240,6 +243,13 @@ class PluginLoader:
             error,
             exc_info=error,
         )
+
+
+def refuse_coroutine(answer: object) -> None:
+    """:raises TypeError: for what nobody would await; it is closed, or a warning would come from nowhere later."""
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError("this hook is called from synchronous code and cannot be async")
 
 
 def _distribution(point: EntryPoint) -> str | None:
