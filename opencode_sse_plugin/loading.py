@@ -206,14 +206,24 @@ class PluginLoader:
                 self._connect_host(manager)
 
     def _connect_host(self, manager: pluggy.PluginManager) -> None:
-        """Historic hooks of a host's manager: pluggy calls plugins that come later by itself."""
+        """Historic hooks of a host's manager, one by one; pluggy itself calls plugins that come later."""
         assert self._connected is not None
         for hook, register in zip(_REGISTERS, self._connected, strict=True):
-            for implementation in getattr(manager.hook, hook).get_hookimpls():
+            implementations = getattr(manager.hook, hook).get_hookimpls()
+            for implementation in implementations:
                 try:
-                    implementation.function(*(register for _ in implementation.argnames))
+                    refuse_coroutine(implementation.function(*(register for _ in implementation.argnames)))
                 except Exception as error:
                     self._failed(hook, implementation, error)
+
+            def later(*args: Any, _hook: str = hook, _register: Callable[..., None] = register, **options: Any) -> None:
+                try:
+                    _register(*args, **options)
+                except Exception as error:  # It would come out of the host's own ``register``.
+                    logger.error("a plugin of %s: %s failed: %s", manager.project_name, _hook, error)
+
+            others = manager.subset_hook_caller(hook, [implementation.plugin for implementation in implementations])
+            others.call_historic(kwargs={"register": later})
 
     def info(self) -> list[PluginInfo]:
         """Every plugin, those left out too, by name; the hosts' own plugins with the hooks of ours they implement."""
