@@ -441,6 +441,7 @@ class EventBus:
         """A subscriber left."""
         if self._subscriptions.pop(subscription, self) is None:
             subscription.close()
+            subscription.subscriber.position = Cursor(self.epoch, subscription.position)
             self._left.set()
             self.plugins.subscriber_detach(subscription.subscriber, subscription.reason)
 

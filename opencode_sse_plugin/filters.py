@@ -49,12 +49,15 @@ class Filter:
     :param sessions: an event without a session does not pass.
     :param types: groups of globs; an event passes if every group has a glob that matches its type.
     :param directories, workspaces: an event without one passes.
+    :param placed: ``directory`` or ``workspace`` or both: an event without that one does not pass either. For grants,
+        since such an event may be anybody's.
     """
 
     sessions: frozenset[str] | None = None
     types: tuple[tuple[str, ...], ...] = ()
     directories: frozenset[str] | None = None
     workspaces: frozenset[str] | None = None
+    placed: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -64,20 +67,24 @@ class Filter:
         type: str | Iterable[str] = (),
         directory: str | Iterable[str] = (),
         workspace: str | Iterable[str] = (),
+        placed: bool = False,
     ) -> Filter:
         """Build a filter from values or iterables of values; an empty iterable leaves the name open.
 
+        :param placed: whether an event has to say its directory or workspace where the filter asks for one.
         :raises InvalidFilter: for an empty value, one with control characters, or one over 4096 characters, which is
             the limit for all types together.
         """
         types = tuple(sorted(_values("type", type) or ()))
         if sum(map(len, types)) > _MAX_GLOBS:
             raise InvalidFilter(f"type must be at most {_MAX_GLOBS} characters in all", parameter="type")
+        places = {"directory": _values("directory", directory), "workspace": _values("workspace", workspace)}
         return cls(
             sessions=_values("session", session),
             types=(types,) if types else (),
-            directories=_values("directory", directory),
-            workspaces=_values("workspace", workspace),
+            directories=places["directory"],
+            workspaces=places["workspace"],
+            placed=frozenset(name for name in places if placed and places[name]),
         )
 
     def matches(self, event: Filterable) -> bool:
@@ -89,8 +96,13 @@ class Filter:
                 return False
         if self.directories is not None and event.directory is not None and event.directory not in self.directories:
             return False
-        return not (
-            self.workspaces is not None and event.workspace is not None and event.workspace not in self.workspaces
+        if self.workspaces is not None and event.workspace is not None and event.workspace not in self.workspaces:
+            return False
+        return not (self.placed and self._misses_a_place(event))
+
+    def _misses_a_place(self, event: Filterable) -> bool:
+        return ("directory" in self.placed and event.directory is None) or (
+            "workspace" in self.placed and event.workspace is None
         )
 
     def __and__(self, other: Filter) -> Filter:
@@ -99,6 +111,7 @@ class Filter:
             types=tuple(sorted({*self.types, *other.types})),
             directories=_both(self.directories, other.directories),
             workspaces=_both(self.workspaces, other.workspaces),
+            placed=self.placed | other.placed,
         )
 
     @property
@@ -120,6 +133,8 @@ class Filter:
             shown["type"] = list(self.types[0])
         elif self.types:
             shown["type"] = [list(group) for group in self.types]
+        if self.placed:
+            shown["placed"] = sorted(self.placed)
         return shown
 
 

@@ -121,8 +121,9 @@ def sse_publish_failed(events: Sequence[Event], error: Exception) -> None:
 def sse_subscriber_attach(subscriber: Subscriber, request: Request | None) -> Awaitable[None] | None:
     """A connection asks for the stream, live or replay alike; ``request`` is ``None`` in-process. May be async, 5 s.
 
-    May call ``subscriber.narrow(filter)``, set ``subscriber.limits`` or ``subscriber.start``, or raise
-    ``Reject(status, detail)``. If it raises anything else or takes longer, the connection is refused with 500.
+    May call ``subscriber.narrow(filter)``, set ``subscriber.limits``, ``subscriber.start`` or ``subscriber.grant``
+    (whose ``expires_at`` ends the stream), or raise ``Reject(status, detail)``. If it raises anything else or takes
+    longer, the connection is refused with 500.
     """
 
 
@@ -148,7 +149,8 @@ def sse_subscriber_overflow(subscriber: Subscriber, outcome: Outcome) -> None:
 def sse_subscriber_detach(subscriber: Subscriber, reason: str) -> None:
     """A subscriber left: ``client``, ``complete``, ``overflow``, ``write-timeout``, ``drain``, ``grant`` or ``error``.
 
-    If it raises, that is logged.
+    ``subscriber.position`` is where it was: what was on its way to it by then need not have arrived. If it raises, that
+    is logged.
     """
 
 

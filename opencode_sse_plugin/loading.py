@@ -104,10 +104,13 @@ class PluginLoader:
                     raise PluginError(f"required plugin {info} does not load: {info.failure}")
 
     def _load(self, point: EntryPoint) -> None:
-        info = PluginInfo(point.name, _distribution(point), point.dist.version if point.dist is not None else None)
+        name, distribution = point.name, _distribution(point)
+        if name in self._infos:  # Another distribution's: both are wanted.
+            name = f"{distribution}:{name}"
+        info = PluginInfo(name, distribution, point.dist.version if point.dist is not None else None)
         try:
             self._register(point.load(), info)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # A program, imported, may want to leave.
             self._leave_out(info, error)
 
     def _leave_out(self, info: PluginInfo, error: BaseException) -> None:
@@ -187,7 +190,7 @@ class PluginLoader:
                     def collect(*args: Any, _register: Callable[..., None] = register, **options: Any) -> None:
                         said.append((_register, args, options))
 
-                    implementation.function(*(collect for _ in implementation.argnames))
+                    refuse_coroutine(implementation.function(*(collect for _ in implementation.argnames)))
         for register, args, options in said:
             try:
                 register(*args, **options)
@@ -203,14 +206,24 @@ class PluginLoader:
                 self._connect_host(manager)
 
     def _connect_host(self, manager: pluggy.PluginManager) -> None:
-        """Historic hooks of a host's manager: pluggy calls plugins that come later by itself."""
+        """Historic hooks of a host's manager, one by one; pluggy itself calls plugins that come later."""
         assert self._connected is not None
         for hook, register in zip(_REGISTERS, self._connected, strict=True):
-            for implementation in getattr(manager.hook, hook).get_hookimpls():
+            implementations = getattr(manager.hook, hook).get_hookimpls()
+            for implementation in implementations:
                 try:
-                    implementation.function(*(register for _ in implementation.argnames))
+                    refuse_coroutine(implementation.function(*(register for _ in implementation.argnames)))
                 except Exception as error:
                     self._failed(hook, implementation, error)
+
+            def later(*args: Any, _hook: str = hook, _register: Callable[..., None] = register, **options: Any) -> None:
+                try:
+                    _register(*args, **options)
+                except Exception as error:  # It would come out of the host's own ``register``.
+                    logger.error("a plugin of %s: %s failed: %s", manager.project_name, _hook, error)
+
+            others = manager.subset_hook_caller(hook, [implementation.plugin for implementation in implementations])
+            others.call_historic(kwargs={"register": later})
 
     def info(self) -> list[PluginInfo]:
         """Every plugin, those left out too, by name; the hosts' own plugins with the hooks of ours they implement."""
@@ -240,6 +253,13 @@ class PluginLoader:
             error,
             exc_info=error,
         )
+
+
+def refuse_coroutine(answer: object) -> None:
+    """:raises TypeError: for what nobody would await; it is closed, or a warning would come from nowhere later."""
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError("this hook is called from synchronous code and cannot be async")
 
 
 def _distribution(point: EntryPoint) -> str | None:

@@ -143,6 +143,11 @@ class OverflowPolicy(Protocol):
 PolicyFactory = Callable[..., OverflowPolicy]
 
 
+def is_policy(value: object) -> bool:
+    """Whether a value can be asked as a policy."""
+    return callable(value) and not isinstance(value, type) and isinstance(getattr(value, "name", None), str)
+
+
 class PolicyRegistry:
     """Overflow policies by name. ``register`` is what plugins get in ``sse_register_overflow_policies``."""
 
@@ -182,8 +187,11 @@ class PolicyRegistry:
                 for parameter in given.keys() - known.keys():
                     there_are = f"there are {', '.join(known)}" if known else "it takes none"
                     raise ValueError(f"no parameter {parameter!r}; {there_are}")
-            return factory(**given)
-        except (TypeError, ValueError) as error:
+            policy = factory(**given)
+            if not is_policy(policy):
+                raise TypeError(f"its factory gave {policy!r}, which is not a policy")
+            return policy
+        except Exception as error:
             raise ConfigurationError(f"overflow policy {spec!r}: {error}") from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
@@ -19,8 +19,8 @@ from starlette.routing import BaseRoute
 from . import hookspecs
 from .errors import PluginError, Reject
 from .events import Event, StoredEvent
-from .loading import Implementation, PluginInfo, PluginLoader
-from .overflow import Outcome, OverflowPolicy
+from .loading import Implementation, PluginInfo, PluginLoader, refuse_coroutine
+from .overflow import Outcome, OverflowPolicy, is_policy
 from .settings import Settings
 from .specs import register_specs
 from .subscriber import Snapshot, Subscriber
@@ -32,9 +32,12 @@ __all__ = ["PluginInfo", "Plugins", "register_specs"]
 
 logger = logging.getLogger("opencode_sse")
 
-ATTACH_TIMEOUT: Final = 5.0
+#: Seconds that a client may have to wait for a plugin.
+TIMEOUT: Final = 5.0
 #: A sync hook that holds the event loop for longer is named in the log.
 SLOW: Final = 0.1
+#: One that only waits is named after so long.
+PATIENCE: Final = 0.5
 
 
 class Plugins(PluginLoader):
@@ -100,11 +103,27 @@ class Plugins(PluginLoader):
     def _call(self, implementation: Implementation, hook: str, arguments: dict[str, Any]) -> Any:
         begun = time.perf_counter()
         try:
-            return implementation.function(*(arguments[name] for name in implementation.argnames))
+            answer = implementation.function(*(arguments[name] for name in implementation.argnames))
         finally:
             took = time.perf_counter() - begun
             if took > SLOW:
                 logger.warning("plugin %s: %s held the event loop for %.2f s", self._named(implementation), hook, took)
+        if hook not in hookspecs.ASYNC:
+            refuse_coroutine(answer)
+        return answer
+
+    async def _finish(self, implementation: Implementation, hook: str, arguments: dict[str, Any]) -> Any:
+        """Call a hook that may be async, to its end."""
+        answer = self._call(implementation, hook, arguments)
+        if not inspect.isawaitable(answer):
+            return answer
+        begun = time.perf_counter()
+        try:
+            return await answer
+        finally:
+            took = time.perf_counter() - begun
+            if took > PATIENCE:
+                logger.warning("plugin %s: %s took %.2f s", self._named(implementation), hook, took)
 
     def _tell(self, hook: str, **arguments: Any) -> None:
         """Call everyone; failures are logged."""
@@ -122,8 +141,6 @@ class Plugins(PluginLoader):
                 if answer is None:
                     continue
                 if not wanted(answer):
-                    if inspect.iscoroutine(answer):
-                        answer.close()
                     raise TypeError(f"it answered {answer!r}")
                 return answer
             except Exception as error:
@@ -157,17 +174,21 @@ class Plugins(PluginLoader):
 
     def routes(self, bus: EventBus) -> list[BaseRoute]:
         """``sse_routes``. :raises Exception: whatever a plugin raises."""
-        return [
-            route
-            for implementation in self._implementations("sse_routes")
-            for route in self._call(implementation, "sse_routes", {"bus": bus}) or ()
-        ]
+        routes: list[BaseRoute] = []
+        for implementation in self._implementations("sse_routes"):
+            answer = self._call(implementation, "sse_routes", {"bus": bus})
+            given = list(answer) if isinstance(answer, Iterable) else () if answer is None else (answer,)
+            if not all(isinstance(route, BaseRoute) for route in given):
+                # A router would fail at each request, those for the host too.
+                raise PluginError(f"plugin {self._named(implementation)}: sse_routes answered {answer!r}")
+            routes += given
+        return routes
 
     async def startup(self, bus: EventBus) -> None:
         """``sse_startup``. :raises Exception: whatever a plugin raises, logged."""
         for implementation in self._implementations("sse_startup"):
             try:
-                await _awaited(self._call(implementation, "sse_startup", {"bus": bus}))
+                await self._finish(implementation, "sse_startup", {"bus": bus})
             except Exception as error:
                 self._failed("sse_startup", implementation, error)
                 raise
@@ -176,7 +197,7 @@ class Plugins(PluginLoader):
         """``sse_shutdown``."""
         for implementation in self._implementations("sse_shutdown"):
             try:
-                await _awaited(self._call(implementation, "sse_shutdown", {"bus": bus}))
+                await self._finish(implementation, "sse_shutdown", {"bus": bus})
             except Exception as error:
                 self._failed("sse_shutdown", implementation, error)
 
@@ -210,9 +231,12 @@ class Plugins(PluginLoader):
         """``sse_subscriber_attach``. :raises Reject: as a plugin says, or 500 where one fails or takes too long."""
         for implementation in self._implementations("sse_subscriber_attach"):
             try:
-                with anyio.fail_after(ATTACH_TIMEOUT):
+                with anyio.fail_after(TIMEOUT):
                     arguments = {"subscriber": subscriber, "request": request}
-                    await _awaited(self._call(implementation, "sse_subscriber_attach", arguments))
+                    answer = await self._finish(implementation, "sse_subscriber_attach", arguments)
+                if answer is not None:  # It may have wanted to keep somebody out.
+                    raise TypeError(f"it answered {answer!r}, not None")
+                subscriber.check()
             except Reject:
                 raise
             except Exception as error:
@@ -223,7 +247,7 @@ class Plugins(PluginLoader):
         """``sse_overflow_policy``: the first answer."""
         answer: OverflowPolicy | str | None = self._first(
             "sse_overflow_policy",
-            lambda answer: isinstance(answer, str) or (callable(answer) and isinstance(answer.name, str)),
+            lambda answer: isinstance(answer, str) or is_policy(answer),
             {"subscriber": subscriber},
         )
         return answer
@@ -245,11 +269,14 @@ class Plugins(PluginLoader):
         for implementation in self._implementations("sse_snapshot"):
             try:
                 arguments = {"subscriber": subscriber, "head": head}
-                answer = await _awaited(self._call(implementation, "sse_snapshot", arguments))
-                if isinstance(answer, Snapshot):
-                    return answer
-                if answer is not None:
+                with anyio.fail_after(TIMEOUT):
+                    answer = await self._finish(implementation, "sse_snapshot", arguments)
+                if answer is None:
+                    continue
+                if not isinstance(answer, Snapshot):
                     raise TypeError(f"it answered {type(answer).__name__}, not a Snapshot or None")
+                answer.check(head)
+                return answer
             except Exception as error:
                 self._failed("sse_snapshot", implementation, error)
         return None
@@ -261,7 +288,3 @@ def _any(callers: Sequence[pluggy.HookCaller]) -> bool:
         if caller._hookimpls:
             return True
     return False
-
-
-async def _awaited(answer: Any | Awaitable[Any]) -> Any:
-    return await answer if inspect.isawaitable(answer) else answer

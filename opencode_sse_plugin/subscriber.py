@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from .events import Cursor, Event
+from .events import Cursor, Event, StoredEvent
 from .filters import Filter
-from .overflow import Limits, Outcome, OverflowPolicy
+from .overflow import Limits, Outcome, OverflowPolicy, is_policy
 
 __all__ = ["Grant", "Mode", "Outcome", "Snapshot", "Start", "Subscriber"]
 
@@ -63,10 +63,23 @@ class Snapshot:
     events: Sequence[Event]
     at: int | None = None
 
+    def check(self, head: int) -> None:
+        """:raises TypeError, ValueError: if it cannot be given where the log ends at ``head``."""
+        if not isinstance(self.events, Sequence) or not all(isinstance(event, Event) for event in self.events):
+            raise TypeError("a snapshot is a sequence of events")
+        for event in self.events:
+            StoredEvent.encode(event)
+        if self.at is not None and not (isinstance(self.at, int) and 0 <= self.at <= head):
+            raise ValueError(f"at must be a sequence number up to {head}, not {self.at!r}")
+
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One connection. Hooks may change ``limits`` and ``start`` and call :meth:`narrow` while it attaches."""
+    """One connection. While it attaches, hooks may set ``limits``, ``start`` and ``grant`` and call :meth:`narrow`.
+
+    With ``mode`` ``follow``, a stream that has a ``start`` begins with ``server.connected``, as one without does.
+    ``position`` is set when it leaves: up to here, everything was given to the server or reported.
+    """
 
     id: str
     route: str
@@ -79,6 +92,7 @@ class Subscriber:
     sees_abort: bool = True
     since: float = 0.0
     policy: OverflowPolicy | None = None
+    position: Cursor | None = None
 
     @property
     def caller(self) -> str:
@@ -88,6 +102,21 @@ class Subscriber:
     def narrow(self, filter: Filter) -> None:
         """Let it see only what also passes this filter; for live and replay alike."""
         self.filter = self.filter & filter
+
+    def check(self) -> None:
+        """:raises TypeError: naming the attribute that a hook made nonsense of."""
+        limits, start = self.limits, self.start
+        good = {
+            "filter": isinstance(self.filter, Filter),
+            "limits": isinstance(limits, Limits) and all(isinstance(limit, int) and limit > 0 for limit in limits),
+            "grant": isinstance(self.grant, Grant),
+            "mode": self.mode in get_args(Mode),
+            "start": isinstance(start, Start) and (start.cursor is None or isinstance(start.cursor, Cursor)),
+            "policy": self.policy is None or is_policy(self.policy),
+        }
+        for name, is_good in good.items():
+            if not is_good:
+                raise TypeError(f"subscriber.{name} cannot be {getattr(self, name)!r}")
 
     def instance_directory(self) -> str | None:
         """The one directory it is filtered to, if it is exactly one."""

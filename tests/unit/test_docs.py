@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -20,6 +21,12 @@ from opencode_sse_plugin.hookspecs import SPECS
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("hooks/**/README.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+#: The commands that example plugins bring.
+SCRIPTS = {
+    name
+    for path in ROOT.glob("hooks/*/pyproject.toml")
+    for name in tomllib.loads(path.read_text(encoding="utf-8"))["project"].get("scripts", ())
+}
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -44,7 +51,12 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path
         program = tmp_path / "page.py"
         program.write_text(code, encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-W", "error", program], capture_output=True, text=True, timeout=60, cwd=tmp_path
+            [sys.executable, "-W", "error", program],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, ROOT.glob("hooks/*/")))},
         )
         assert done.returncode == 0, done.stderr
 
@@ -64,7 +76,7 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
         elif words[0] == "opencode-sse":
             parser().parse_args(words[1:])
         else:
-            assert words[0] in ("curl", "pip", "cd", "pytest", "uvicorn", "apt-get", "npm", "nginx"), words
+            assert words[0] in (*SCRIPTS, "curl", "pip", "cd", "pytest", "uvicorn", "apt-get", "npm", "nginx"), words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -13,11 +13,12 @@ from opencode_sse_plugin import Event, Filter, InvalidFilter
 NAMES = st.sampled_from(["a", "b", "c"])
 TYPES = st.sampled_from(["x.y", "x.z", "y", "x.*", "*", "?"])
 FILTERS = st.builds(
-    lambda s, t, d, w: Filter.of(session=s, type=t, directory=d, workspace=w),
+    lambda s, t, d, w, p: Filter.of(session=s, type=t, directory=d, workspace=w, placed=p),
     st.sets(NAMES, max_size=2),
     st.sets(TYPES, max_size=2),
     st.sets(NAMES, max_size=2),
     st.sets(NAMES, max_size=2),
+    st.booleans(),
 )
 EVENTS = st.builds(
     lambda t, s, d, w: Event(t, {} if s is None else {"sessionID": s}, directory=d, workspace=w),
@@ -45,6 +46,15 @@ def test_an_event_without_a_session_does_not_pass_and_without_a_place_does() -> 
     event = Event("a", {})
     assert not Filter.of(session="s").matches(event)
     assert Filter.of(directory="/d", workspace="w").matches(event)
+
+
+def test_what_says_no_place_does_not_pass_where_places_are_asked_for() -> None:
+    placed = Filter.of(directory="/d", placed=True)
+    assert not placed.matches(Event("a", {"sessionID": "s"}))
+    assert placed.matches(Event("a", directory="/d"))
+    assert (placed & Filter.of(workspace="w")).matches(Event("a", directory="/d"))
+    assert not (placed & Filter.of(workspace="w", placed=True)).matches(Event("a", directory="/d"))
+    assert Filter.of(placed=True).everything
 
 
 def test_two_filters_with_nothing_in_common_let_nothing_through() -> None:
@@ -93,3 +103,4 @@ def test_as_json() -> None:
     filter = Filter.of(session=["b", "a"], type="x.*") & Filter.of(type="y")
     assert filter.to_dict() == {"session": ["a", "b"], "type": [["x.*"], ["y"]]}
     assert Filter().to_dict() == {}
+    assert Filter.of(directory="/d", placed=True).to_dict() == {"directory": ["/d"], "placed": ["directory"]}

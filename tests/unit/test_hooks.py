@@ -323,6 +323,34 @@ async def test_overflow_and_detach_are_told() -> None:
     assert told == ["complete", "client", "Disconnect", "overflow", "write-timeout", "drain"]
 
 
+async def test_a_subscriber_that_left_says_where_it_was_and_under_which_epoch() -> None:
+    left: list[tuple[str, Cursor | None]] = []
+
+    class Watcher:
+        @hookimpl
+        def sse_subscriber_detach(self, subscriber: Subscriber, reason: str) -> None:
+            left.append((reason, subscriber.position))
+
+    async with bus_with(Watcher()) as bus:
+        app = event_app(bus, authorize=None)
+        for type in ("a", "b", "a"):
+            await bus.publish(type)
+        async with stream(app, "/event?after_seq=0") as response:
+            await response.rest()
+        async with stream(app, "/event?after_seq=0&follow=true") as response:
+            await response.take(2)
+            await response.until("a")
+        async with stream(app, "/event") as response:
+            await response.next()
+            await bus.publish("a")
+            await response.next()
+        assert left == [
+            ("complete", Cursor(bus.epoch, 3)),
+            ("client", Cursor(bus.epoch, 3)),
+            ("client", Cursor(bus.epoch, 4)),
+        ]
+
+
 @pytest.mark.parametrize("at", [None, 2])
 async def test_a_snapshot_is_given_to_who_asks_and_to_who_lost_the_thread(at: int | None) -> None:
     class State:
