@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any, Literal, TypeVar
@@ -49,6 +49,10 @@ class Served:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function, or await a coroutine function, on the server's event loop."""
         return self._portal.call(function, *args)
+
+    def start(self, function: Callable[..., Awaitable[Result]], *args: Any) -> Future[Result]:
+        """Begin a coroutine function there."""
+        return self._portal.start_task_soon(function, *args)
 
     def until(self, condition: Callable[[], Result], what: str) -> Result:
         """Ask on the event loop until something is so."""

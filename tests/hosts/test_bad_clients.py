@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
+import anyio
 import httpx
 import pytest
 
@@ -51,10 +52,11 @@ def nothing_is_said(log: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in log.records if record.levelno >= logging.WARNING] == []
 
 
-@pytest.fixture(params=["h11", "httptools"])
-def host(serve: Serve, opened: ExitStack, request: pytest.FixtureRequest) -> Served:
+@pytest.fixture(params=[("h11", False), ("httptools", True)], ids=["h11-asyncio", "httptools-uvloop"])
+def host(serve: Serve, request: pytest.FixtureRequest) -> Served:
     bus = new_bus(max_subscribers=100, heartbeat=600)
-    return serve(event_app(bus, authorize=None, publish=True), bus, http=request.param)
+    http, uvloop = request.param
+    return serve(event_app(bus, authorize=None, publish=True), bus, http=http, uvloop=uvloop)
 
 
 @contextmanager
@@ -151,6 +153,25 @@ def test_readers_that_leave(
         for sock in sockets[::2]:
             leave(sock)
         everyone_left(host)
+
+
+def test_readers_that_talk_nonsense_behind_their_request(host: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """The server closes on them, and for a moment nobody but its transport knows."""
+
+    async def publish_all_the_time() -> None:
+        while len(host.bus.statistics()["subscribers"]) > 1:
+            assert await host.bus.publish("good")
+            await anyio.sleep(0)
+
+    with witnessed(host), connected(host.port, 60, GET) as sockets:
+        assert {answer(sock)[0] for sock in sockets} == {200}
+        publishing = host.start(publish_all_the_time)
+        for sock in sockets:
+            sock.sendall(b"\0nonsense\r\n\r\n")
+        publishing.result(TIMEOUT)
+        everyone_left(host)
+    said = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
+    assert said <= {"Invalid HTTP request received."}
 
 
 def test_fifty_megabytes_over_a_socket(host: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -294,7 +294,7 @@ class Command:
         self._stack = ExitStack()
         # Not a pipe: one that nobody reads from would hold the command up.
         self._said = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "said"
-        environment = {"OPENCODE_SSE_HEARTBEAT": "600", "OPENCODE_SSE_MAX_EVENT_BYTES": "2000"}
+        environment = {"OPENCODE_SSE_HEARTBEAT": "2", "OPENCODE_SSE_MAX_EVENT_BYTES": "2000"}
         with self._said.open("w") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "opencode_sse_plugin.cli", "serve", "--port", "0"],
@@ -315,11 +315,12 @@ class Command:
         return last
 
     def _until_alone(self) -> None:
-        """Everyone but the witness is gone, once something was written to who left."""
+        """Everyone but the witness is gone; who sent more behind the request for a stream, after two heartbeats."""
         deadline = time.monotonic() + TIMEOUT
         while len(self._client.get("/event/status").json()["subscribers"]) > 1:
             assert time.monotonic() < deadline, "somebody stayed"
             self.publish("good")
+            time.sleep(0.05)
 
     def close(self) -> None:
         """End it; the witness saw everything, and nobody had anything to say."""
