@@ -40,6 +40,7 @@ from .settings import Settings
 from .signals import chained_signals
 from .stores import EventStore, StoreRegistry
 from .stores.memory import open_memory
+from .stores.sqlite import open_sqlite
 from .subscriber import Grant, Mode, Start, Subscriber
 from .subscription import Services, Subscription
 from .wakeup import on_asyncio
@@ -63,6 +64,7 @@ class EventBus:
         plugin and defaults; ``None`` leaves everything to those.
     :param store: instead of the one ``settings.store`` names; the bus opens and closes it.
     :param plugins: instead of those found by entry points.
+    :param defaults: what stands below plugins and environment, where it is not ``Settings()``.
     :param plugin_manager: a host's own pluggy manager, whose plugins may implement our hooks too.
     :raises ConfigurationError, PluginError: if settings or required plugins cannot work.
     """
@@ -75,6 +77,7 @@ class EventBus:
         plugins: Plugins | None = None,
         plugin_manager: pluggy.PluginManager | None = None,
         clock: Clock | None = None,
+        defaults: Settings | None = None,
     ) -> None:
         found = plugins is None
         if plugins is None:
@@ -84,7 +87,9 @@ class EventBus:
         if plugin_manager is not None:
             plugins.add_manager(plugin_manager)
         self.settings = (
-            settings if isinstance(settings, Settings) else Settings.load(settings, plugin=self.plugins.settings)
+            settings
+            if isinstance(settings, Settings)
+            else Settings.load(settings, plugin=self.plugins.settings, defaults=defaults)
         )
         if found:
             plugins.publish_errors = self.settings.publish_errors
@@ -95,6 +100,7 @@ class EventBus:
         builtin_policies(self.policies)
         builtin_delivery_classes(self.delivery.register)
         self.stores.register("memory", open_memory)
+        self.stores.register("sqlite", open_sqlite)
         self.plugins.connect(self.policies.register, self.stores.register, self.delivery.register)
         if found:
             # Again: an ``sse_settings`` plugin may have named more, and one may have failed to register.

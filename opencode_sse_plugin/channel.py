@@ -263,10 +263,18 @@ class Channels:
         window = self._window
         window.append((event, taken, self.total_bytes))
         while len(window) > self.max_events or (self.bytes > self.max_bytes and len(window) > 1):
-            old, channels, _ = window.popleft()
-            self.bytes -= len(old.payload)
-            for channel in channels:
-                channel.evict_oldest()
+            self._evict_oldest()
+
+    def forget(self) -> None:
+        """Empty the window."""
+        while self._window:
+            self._evict_oldest()
+
+    def _evict_oldest(self) -> None:
+        old, channels, _ = self._window.popleft()
+        self.bytes -= len(old.payload)
+        for channel in channels:
+            channel.evict_oldest()
 
     def truncate(self, end: int) -> None:
         """Forget everything beyond a sequence number."""

@@ -39,6 +39,7 @@ class Follower(Protocol):
 
     def wake(self) -> None: ...
     def epoch_changed(self, end: int, gone: int) -> None: ...
+    def missed(self) -> None: ...
     def crowded(self, slice: Limits) -> bool: ...
     def give_up(self) -> None: ...
 
@@ -150,6 +151,15 @@ class Log:
             if self._shown.is_set():
                 self._shown = anyio.Event()
             self._arrived.set()
+        self._finish_slice()
+
+    def missed(self, oldest: int) -> None:
+        """What lies before ``oldest`` was evicted unseen: everyone goes on from the store, which says what is gone."""
+        for follower in tuple(self.followers):
+            follower.missed()
+        self._arrivals.clear()
+        self.channels.forget()
+        self.head = oldest - 1
         self._finish_slice()
 
     def epoch_changed(self, bounds: Bounds, end: int) -> None:

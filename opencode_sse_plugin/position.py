@@ -166,6 +166,14 @@ class Position(Generic[Chunk]):
             self._channel.leave(self)
             self._live = self.limited = False
 
+    def missed(self) -> None:
+        """What follows was never shown here: look for it in the store."""
+        if self._live:
+            if self.index == self._channel.total:
+                self.position = self._log.head
+            self._go_paging()
+        self.wake()
+
     def _in_classes(self, event: StoredEvent) -> bool:
         classes = self.subscriber.start.classes
         return classes is None or self.services.delivery.of(event) in classes

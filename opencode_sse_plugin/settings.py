@@ -33,8 +33,8 @@ class Settings:
     :param retry: what clients are told to wait before they reconnect, in milliseconds.
     :param store: URL of the event store.
     :param replay: whether cursors are served; if not, they expire with reason ``disabled``.
-    :param retain_events, retain_bytes, retain_age: what the store keeps; ``None`` takes the store's own default,
-        ``retain_age`` ``None`` is for ever.
+    :param retain_events, retain_bytes, retain_age: what the store keeps; ``None`` takes the store's own default; a
+        ``retain_age`` of ``inf`` is for ever.
     :param max_event_bytes: largest payload that may be published; never above ``queue_max_bytes``.
     :param max_request_bytes: largest body of ``POST /event``.
     :param max_subscribers: more are answered 503.
@@ -81,18 +81,19 @@ class Settings:
         arguments: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
         plugin: Callable[[Settings], Settings | None] | None = None,
+        defaults: Settings | None = None,
     ) -> Settings:
         """Put the layers together.
 
         :param arguments: field → value; ``None`` leaves a field to the layers below.
-        :param plugin: the ``sse_settings`` hook.
+        :param plugin: the ``sse_settings`` hook. :param defaults: the lowest layer, where it is not this class's own.
         :raises ConfigurationError: naming the variable or field and what would be right.
         """
         known = {field.name for field in fields(cls)}
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         if unknown := given.keys() - known:
             raise ConfigurationError(f"unknown setting {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}")
-        base = cls()
+        base = defaults or cls()
         if plugin is not None:
             base = plugin(base) or base
         return replace(base, **{**_from_environment(os.environ if environ is None else environ), **given})

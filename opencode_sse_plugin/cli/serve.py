@@ -13,6 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import anyio
 from starlette.middleware.cors import CORSMiddleware
@@ -22,6 +23,7 @@ from ..app import event_app
 from ..bus import EventBus
 from ..errors import ConfigurationError, SSEPluginError
 from ..security import BasicPassword, LoopbackGuard, is_loopback
+from ..settings import Settings
 from ..signals import chained_signals
 from . import demo, logs
 
@@ -47,12 +49,13 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     command.add_argument("--port", type=int, default=4096, help="port, 0 for a free one (%(default)s)")
-    command.add_argument("--store", metavar="URL", help="event store")
+    command.add_argument("--store", metavar="URL", help=f"event store ({state_file()})")
     command.add_argument("--overflow", metavar="NAME", help="overflow policy, such as drop-oldest")
     command.add_argument("--queue-max", type=int, metavar="N", help="events a live subscriber may be behind")
     command.add_argument("--queue-max-bytes", type=int, metavar="N", help="bytes a live subscriber may be behind")
     command.add_argument("--retain-events", type=int, metavar="N", help="events the store keeps")
     command.add_argument("--retain-bytes", type=int, metavar="N", help="bytes the store keeps")
+    command.add_argument("--retain-age", type=float, metavar="S", help="seconds the store keeps an event, inf for ever")
     command.add_argument("--heartbeat", type=float, metavar="S", help="seconds without a frame before a heartbeat")
     command.add_argument("--write-timeout", type=float, metavar="S", help="seconds a blocked subscriber is kept")
     command.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="serve this Host, too")
@@ -71,9 +74,18 @@ _SETTINGS = (
     "queue_max_bytes",
     "retain_events",
     "retain_bytes",
+    "retain_age",
     "heartbeat",
     "write_timeout",
 )
+
+
+def state_file() -> Path:
+    """Where the log of this user is kept, if nothing else is said."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or "~")
+    if not state.is_absolute():
+        state = Path("~/.local/state").expanduser()
+    return state / "opencode-sse" / "events.db"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -94,7 +106,10 @@ def run(options: argparse.Namespace) -> int:
     if options.demo or options.demo_file is not None:
         trace = demo.read_trace(options.demo_file or demo.shipped())
     logs.set_up(as_json=options.json_logs)
-    bus = EventBus({name: getattr(options, name) for name in _SETTINGS})
+    default = f"sqlite:///{quote(str(state_file()))}"
+    bus = EventBus({name: getattr(options, name) for name in _SETTINGS}, defaults=Settings(store=default))
+    if bus.settings.store == default:
+        state_file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     listener = _listen(options.host, options.port, bus.settings.write_timeout)
     with listener:
         anyio.run(
@@ -205,7 +220,8 @@ def _say(bus: EventBus, listener: socket.socket, options: argparse.Namespace) ->
         logger.info("listening", extra={"fields": fields})
         return
     user = f"-u {os.environ.get(USERNAME) or 'opencode'} " if os.environ.get(PASSWORD) else ""
-    what = f"{bus.store.kind} store, overflow policy {bus.settings.overflow}"
+    where = f" {path}" if (path := getattr(bus.store, "path", None)) is not None else ""
+    what = f"{bus.store.kind} store{where}, overflow policy {bus.settings.overflow}"
     print(
         f"opencode-sse {version('opencode-sse-plugin')} on {url} ({what})\n"
         f"  watch    curl -N {user}{url}/event\n"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
@@ -77,11 +78,34 @@ class Retention(NamedTuple):
     age: float | None = None
 
 
+#: What a store keeps that outlives the process, where nothing else is said.
+DURABLE_RETENTION: Final = Retention(1_000_000, 1 << 30, 7 * 24 * 3600.0)
+#: How many (id, type) pairs every store knows at most.
+KNOWN_MAX: Final = 100_000
+
+
+def retention_of(settings: Settings, default: Retention) -> Retention:
+    """What the settings say, and a store's own default where they say nothing."""
+    age = default.age if settings.retain_age is None else settings.retain_age
+    return Retention(
+        settings.retain_events or default.events,
+        settings.retain_bytes or default.bytes,
+        None if age is None or math.isinf(age) else age,
+    )
+
+
 class StoreListener(Protocol):
     """Whom a store tells, on the event loop that opened it, in sequence order."""
 
+    @property
+    def waiting(self) -> int:
+        """How many of the events told were not taken yet; a store that reads what others stored waits meanwhile."""
+
     def visible(self, events: Sequence[StoredEvent]) -> None:
         """These events follow those told before, without holes: own appends and other processes' alike."""
+
+    def missed(self, oldest: int) -> None:
+        """What others stored was evicted before it could be told here: what is told next begins at ``oldest``."""
 
     def epoch_changed(self, bounds: Bounds, end: int) -> None:
         """A new epoch began: numbers beyond ``end`` no longer mean what they meant."""

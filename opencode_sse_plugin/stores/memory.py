@@ -10,11 +10,9 @@ from typing import Final
 
 from ..events import StoredEvent, new_epoch
 from ..settings import Settings
-from . import Appended, Bounds, EpochStart, Evicted, Page, Retention, StoreListener
+from . import KNOWN_MAX, Appended, Bounds, EpochStart, Evicted, Page, Retention, StoreListener, retention_of
 
 DEFAULT_RETENTION: Final = Retention(10_000, 64 * 1024 * 1024)
-#: How many (id, type) pairs are known at most, for every store (the wire contract's number).
-KNOWN_MAX: Final = 100_000
 
 
 class MemoryEventStore:
@@ -129,10 +127,4 @@ class MemoryEventStore:
 
 def open_memory(url: str, settings: Settings) -> MemoryEventStore:
     """Make the store of ``memory://`` with the retention of the settings."""
-    return MemoryEventStore(
-        Retention(
-            settings.retain_events or DEFAULT_RETENTION.events,
-            settings.retain_bytes or DEFAULT_RETENTION.bytes,
-            settings.retain_age,
-        )
-    )
+    return MemoryEventStore(retention_of(settings, DEFAULT_RETENTION))

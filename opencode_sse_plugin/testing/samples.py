@@ -38,13 +38,21 @@ class RecordingListener:
     """A ``StoreListener`` that keeps what it is told."""
 
     def __init__(self) -> None:
+        #: As if so many of the events told were not taken yet.
+        self.waiting = 0
         self.events: list[StoredEvent] = []
+        #: Where the events told go on after others that it missed.
+        self.gaps: list[int] = []
         #: Each new epoch, as told.
         self.epochs: list[tuple[Bounds, int]] = []
         self._told = anyio.Event()
 
     def visible(self, events: Sequence[StoredEvent]) -> None:
         self.events.extend(events)
+        self._wake()
+
+    def missed(self, oldest: int) -> None:
+        self.gaps.append(oldest)
         self._wake()
 
     def epoch_changed(self, bounds: Bounds, end: int) -> None:

@@ -180,7 +180,7 @@ async def test_a_refusal_that_is_none_does_not_let_in(status: int) -> None:
 async def test_an_attach_hook_that_never_ends_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("opencode_sse_plugin.plugins.ATTACH_TIMEOUT", 0.2)
+    monkeypatch.setattr("opencode_sse_plugin.plugins.TIMEOUT", 0.2)
 
     class Forever:
         @hookimpl

@@ -10,6 +10,9 @@ import functools
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,14 +33,19 @@ from opencode_sse_plugin import (
     Limits,
     Retention,
     Settings,
+    StoredEvent,
     Subscriber,
     event_app,
     hookimpl,
+    log,
 )
 from opencode_sse_plugin.frames import parse
 from opencode_sse_plugin.plugins import Plugins
+from opencode_sse_plugin.stores import Bounds, Evicted, Page
 from opencode_sse_plugin.stores.memory import MemoryEventStore
+from opencode_sse_plugin.stores.sqlite import SQLiteEventStore
 from opencode_sse_plugin.testing import ManualClock, settle
+from opencode_sse_plugin.testing.samples import RecordingListener
 
 SESSIONS = ("ses_a", "ses_b", "ses_c")
 TYPES = ("message.part.delta", "message.updated", "permission.asked", "session.idle")
@@ -173,8 +181,19 @@ class Client:
         return self.route == "/global/event"
 
 
+async def eventually(reached: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for what no event tells of."""
+    with anyio.fail_after(seconds):
+        while True:
+            if reached():
+                return
+            await anyio.sleep(0.001)
+
+
 class Guarantees(RuleBasedStateMachine):
     backend = "asyncio"
+    #: Over a memory store, whose window holds whatever the store does.
+    settings = Settings(heartbeat=HEARTBEAT, write_timeout=1e9)
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,14 +211,27 @@ class Guarantees(RuleBasedStateMachine):
         result = function(*args, **options)
         if hasattr(result, "__await__"):
             result = await result
-        await settle()
-        for _ in range(5000):
-            if not self.bus.statistics()["counters"]["buffered"]:
-                break
-            await anyio.sleep(0.001)  # A policy lets publishers wait, for 20 ms at most.
+        await self.settled()
+        # A policy lets publishers wait, for 20 ms at most.
+        await eventually(lambda: not self.bus.statistics()["counters"]["buffered"])
         await self.bus.log.pace()
-        await settle()
+        await self.settled()
         return result
+
+    def make_store(self) -> Any:
+        return MemoryEventStore(self.retain)
+
+    def window(self) -> Retention:
+        """What may be in memory."""
+        return self.retain
+
+    def limits(self, events: int, bytes: int) -> Limits:
+        """What a client's limits are to be."""
+        return Limits(events, bytes)
+
+    async def settled(self) -> None:
+        """Everything has run that can."""
+        await settle()
 
     @initialize(
         retain=st.integers(5, 60),
@@ -214,9 +246,9 @@ class Guarantees(RuleBasedStateMachine):
             self.choices = Choices()
             plugins.register(self.choices)
             self.clock = ManualClock()
-            self.store = MemoryEventStore(self.retain)
+            self.store = self.make_store()
             return EventBus(
-                Settings(heartbeat=HEARTBEAT, write_timeout=1e9, replay=replay),
+                replace(self.settings, replay=replay),
                 store=self.store,
                 plugins=plugins,
                 clock=self.clock,
@@ -296,7 +328,7 @@ class Guarantees(RuleBasedStateMachine):
     def attach(
         self, filter: Filter, route: str, policy: str, limit: int, limit_bytes: int, mode: str, after: int
     ) -> None:
-        client = Client(len(self.clients), filter, route, policy, Limits(limit, limit_bytes), mode)
+        client = Client(len(self.clients), filter, route, policy, self.limits(limit, limit_bytes), mode)
         self.clients.append(client)
         parameters = {} if mode == "live" else {"after_seq": str(after)}
         self.connect(client, parameters, {})
@@ -406,7 +438,7 @@ class Guarantees(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
     def time_passes(self, seconds: float) -> None:
-        self.portal.call(self.clock.advance, seconds)
+        self.call(self.clock.advance, seconds)
 
     @rule(back=st.integers(0, 12))
     def history_is_lost(self, back: int) -> None:
@@ -442,9 +474,9 @@ class Guarantees(RuleBasedStateMachine):
         status = self.portal.call(self.bus.statistics)
         assert status["store"]["events"] <= self.retain.events
         assert status["store"]["bytes"] <= max(self.retain.bytes, 400)
-        channels = self.bus.log.channels
-        assert len(channels) <= self.retain.events
-        assert channels.bytes <= max(self.retain.bytes, 400)
+        channels, window = self.bus.log.channels, self.window()
+        assert len(channels) <= window.events
+        assert channels.bytes <= max(window.bytes, 400)
         assert all(len(channel.events) <= len(channels) for channel in channels)
         assert status["counters"]["buffered"] == 0
         assert self.bus.log.waiting == 0
@@ -485,7 +517,7 @@ class Guarantees(RuleBasedStateMachine):
                 if client.connection is None and not client.complete and client.cursor is not None:
                     parameters = {"after_seq": "0"} if client.mode == "terminal" else {}
                     self.connect(client, parameters, {"last-event-id": str(client.cursor)})
-        self.portal.call(self.clock.advance, HEARTBEAT + 2)
+        self.call(self.clock.advance, HEARTBEAT + 2)
         self.ended_streams_are_over()
         for client in self.clients:
             if client.connection is not None:
@@ -523,10 +555,91 @@ class Guarantees(RuleBasedStateMachine):
                 assert event.id in received or seq in lost or seq in folded, f"{seq} of {epoch} was lost without a word"
 
 
-def _case(backend: str) -> type[Any]:
-    machine = type(f"Guarantees_{backend}", (Guarantees,), {"backend": backend})
+class WatchedStore(SQLiteEventStore):
+    """Says whether it is at work."""
+
+    asked = 0
+
+    async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
+        self.asked += 1
+        try:
+            return await super().read(after, limit, max_bytes)
+        finally:
+            self.asked -= 1
+
+    async def bounds(self) -> Bounds:
+        self.asked += 1
+        try:
+            return await super().bounds()
+        finally:
+            self.asked -= 1
+
+
+class GuaranteesOverSQLite(Guarantees):
+    """Over a durable store that holds more than the window does: who falls out of the window reads the store."""
+
+    settings = Settings(heartbeat=HEARTBEAT, write_timeout=1e9, queue_max=3, queue_max_bytes=700)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = TemporaryDirectory()
+        patch = pytest.MonkeyPatch()
+        patch.setattr(log, "WINDOW_EVENTS", 6)
+        patch.setattr(log, "WINDOW_BYTES", 1500)
+        self._stop[:0] = [self.folder.cleanup, patch.undo]
+
+    def make_store(self) -> Any:
+        return WatchedStore(Path(self.folder.name, "a.db"), self.retain, lossy=True)
+
+    def window(self) -> Retention:
+        return Retention(6, 1500)
+
+    def limits(self, events: int, bytes: int) -> Limits:
+        """Mostly so large that the window is left before they are reached."""
+        return Limits(1000, 10**6) if events > 2 else Limits(events, bytes)
+
+    @rule()
+    def stall_everyone(self) -> None:
+        def stop() -> None:
+            for client in self.clients:
+                connection = client.connection
+                if connection is not None and connection.reading.is_set():
+                    client.stalled_ever = True
+                    connection.reading = anyio.Event()
+
+        self.call(stop)
+
+    @rule(batch=st.lists(events, min_size=1, max_size=40))
+    def publish_elsewhere(self, batch: list[Event]) -> None:
+        """Another process appends."""
+        batch = [self.named(event) for event in batch]
+
+        async def append() -> list[int]:
+            other = SQLiteEventStore(self.store.path, lossy=True)
+            await other.open(RecordingListener())
+            appended = await other.append([StoredEvent.encode(event) for event in batch])
+            await other.close()
+            await eventually(lambda: self.bus.head + self.bus.log.waiting >= appended.seqs[-1])
+            return appended.seqs
+
+        for event, seq in zip(batch, self.call(append), strict=True):
+            self.record(event, seq)
+
+    async def settled(self) -> None:
+        await settle()
+        with anyio.fail_after(10):
+            while self.store.asked:
+                await anyio.sleep(0.0005)
+                await settle()
+        if self.bus.running:
+            await self.store.prune()
+        await settle()
+
+
+def _case(base: type[Guarantees], backend: str, examples: int) -> type[Any]:
+    machine = type(f"{base.__name__}_{backend}", (base,), {"backend": backend})
     machine.TestCase.settings = settings(
-        max_examples=60 if backend == "asyncio" else 30,
+        max_examples=examples,
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -537,5 +650,7 @@ def _case(backend: str) -> type[Any]:
     return case
 
 
-TestGuaranteesOnAsyncio = pytest.mark.timeout(300)(_case("asyncio"))
-TestGuaranteesOnTrio = pytest.mark.timeout(300)(_case("trio"))
+TestGuaranteesOnAsyncio = pytest.mark.timeout(300)(_case(Guarantees, "asyncio", 60))
+TestGuaranteesOnTrio = pytest.mark.timeout(300)(_case(Guarantees, "trio", 30))
+TestGuaranteesOverSQLiteOnAsyncio = pytest.mark.timeout(300)(_case(GuaranteesOverSQLite, "asyncio", 20))
+TestGuaranteesOverSQLiteOnTrio = pytest.mark.timeout(300)(_case(GuaranteesOverSQLite, "trio", 10))

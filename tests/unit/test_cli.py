@@ -142,7 +142,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
 
 
 @pytest.fixture
-def serve(request: pytest.FixtureRequest) -> Iterator[Any]:
+def serve(tmp_path: Path) -> Iterator[Any]:
     """Start ``opencode-sse serve`` on a free port; its first line of output names the URL."""
     running: list[subprocess.Popen[str]] = []
 
@@ -152,7 +152,7 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Any]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**CLEAN, **environment},
+            env={**CLEAN, "XDG_STATE_HOME": str(tmp_path), **environment},
         )
         running.append(process)
         if "--json-logs" in arguments:
@@ -213,6 +213,42 @@ def test_a_newcomer_watches_cuts_and_gets_the_rest(serve: Any) -> None:
     assert f"curl -N {url}/event" in said
     assert f"{url}/event/status" in said
     assert errors == ""
+
+
+def test_what_was_published_outlives_the_process_in_the_state_folder(serve: Any, tmp_path: Path) -> None:
+    url, process, said = serve()
+    file = tmp_path / "opencode-sse" / "events.db"
+    assert f"sqlite store {file}," in said
+    assert file.parent.stat().st_mode & 0o077 == 0
+    body = b'[{"type":"a"},{"type":"b"}]'
+    request = urllib.request.Request(f"{url}/event", data=body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        first = json.loads(answer.read())
+    process.kill()
+    process.wait()
+    url, _, _ = serve()
+    status = json.loads(get(f"{url}/event/status")[2])["store"]
+    assert (status["kind"], status["epoch"], status["oldest"], status["latest"]) == ("sqlite", first["epoch"], 1, 2)
+    assert get(f"{url}/event?after_seq=1&epoch={first['epoch']}")[2].count(b'"type":"b"') == 1
+
+
+def test_the_store_is_what_the_environment_says(serve: Any, tmp_path: Path) -> None:
+    url, _, said = serve(OPENCODE_SSE_STORE="memory://")
+    assert "(memory store," in said
+    assert json.loads(get(f"{url}/event/status")[2])["store"]["kind"] == "memory"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_had_is_1_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "opencode-sse").write_text("in the way")
+    assert main(["serve", "--port", "0"]) == 1
+    assert str(tmp_path / "opencode-sse") in capsys.readouterr().err
+    (tmp_path / "no.db").write_text("This is no database. " * 100)
+    assert main(["serve", "--port", "0", "--store", f"sqlite:///{tmp_path / 'no.db'}"]) == 1
+    assert f"{tmp_path / 'no.db'}: it is not an SQLite database" in capsys.readouterr().err
 
 
 def test_json_logs_are_json(serve: Any) -> None:

@@ -53,3 +53,12 @@ def test_an_unknown_argument_lists_what_exists() -> None:
 
 def test_one_event_always_fits() -> None:
     assert Settings(queue_max_bytes=100).max_event_bytes == 100
+
+
+def test_defaults_of_a_host_stand_below_everything_else() -> None:
+    defaults = Settings(store="sqlite:///a.db", retry=5)
+    assert Settings.load(environ={}, defaults=defaults).store == "sqlite:///a.db"
+    loaded = Settings.load(
+        environ={"OPENCODE_SSE_RETRY": "6"}, plugin=lambda base: replace(base, store="memory://"), defaults=defaults
+    )
+    assert (loaded.store, loaded.retry) == ("memory://", 6)

@@ -11,9 +11,55 @@ import anyio.lowlevel
 import pytest
 
 from opencode_sse_plugin.events import StoredEvent
-from opencode_sse_plugin.stores import Appended, Bounds, EpochStart, EventStore, Evicted, Page, Retention
+from opencode_sse_plugin.stores import Appended, Bounds, EpochStart, EventStore, Evicted, Page, Retention, StoreListener
 from opencode_sse_plugin.stores.memory import MemoryEventStore
 from opencode_sse_plugin.testing import EventStoreContract
+
+
+class Everyone:
+    """All who are told by one memory store."""
+
+    waiting = 0
+
+    def __init__(self, *listeners: StoreListener) -> None:
+        self.listeners = list(listeners)
+
+    def visible(self, events: Sequence[StoredEvent]) -> None:
+        for listener in self.listeners:
+            listener.visible(events)
+
+    def missed(self, oldest: int) -> None:
+        raise AssertionError("a memory store tells at once")
+
+    def epoch_changed(self, bounds: Bounds, end: int) -> None:
+        for listener in self.listeners:
+            listener.epoch_changed(bounds, end)
+
+
+class Twin:
+    """A further store upon the log of a memory store."""
+
+    def __init__(self, store: MemoryEventStore) -> None:
+        self._store = store
+        self._listener: StoreListener | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def open(self, listener: StoreListener) -> Bounds:
+        store = self._store
+        if not isinstance(store._listener, Everyone):
+            assert store._listener is not None
+            store._listener = Everyone(store._listener)
+        store._listener.listeners.append(listener)
+        self._listener = listener
+        return await store.bounds()
+
+    async def close(self) -> None:
+        everyone = self._store._listener
+        if isinstance(everyone, Everyone) and self._listener in everyone.listeners:
+            everyone.listeners.remove(self._listener)
+
 
 #: Each broken store with the tests that must fail for it.
 BROKEN: dict[type[MemoryEventStore], set[str]] = {}
@@ -143,6 +189,7 @@ class LooksBeforeTheBatch(MemoryEventStore):
             duplicates += appended.duplicates
             after.update(self._known)
         self._known = after
+        self._evict()
         return Appended(seqs, duplicates)
 
 
@@ -158,11 +205,13 @@ class RemembersTheEvicted(MemoryEventStore):
 class RemembersTooMuch(MemoryEventStore):
     """Knows every event that it stores."""
 
-    def append_now(self, events: Sequence[StoredEvent]) -> Appended:
-        known = self._known
-        appended = super().append_now(events)
-        known.update({(event.id, event.type): event.seq for event in self._events})
-        return appended
+    class Endless(dict[tuple[str, str], int]):
+        def __len__(self) -> int:
+            return 0
+
+    def __init__(self, retention: Retention, **options: Any) -> None:
+        super().__init__(retention, **options)
+        self._known = self.Endless()
 
 
 @breaks("events_come_back_as_they_were")
@@ -329,6 +378,71 @@ class ForgetsOnClose(MemoryEventStore):
         self._latest = 0
 
 
+@breaks("stores_of_one_log_make_one_sequence", "what_one_acknowledged_another_knows")
+class TellsOneOnly(MemoryEventStore):
+    """Tells the store that appended, or just any of them."""
+
+    def append_now(self, events: Sequence[StoredEvent]) -> Appended:
+        everyone = self._listener
+        if isinstance(everyone, Everyone):
+            self._listener = everyone.listeners[0]
+        appended = super().append_now(events)
+        self._listener = everyone
+        return appended
+
+
+@breaks("all_stores_are_told_of_a_new_epoch")
+class TellsOneOfEpochs(MemoryEventStore):
+    def begin_epoch(self, end: int) -> None:
+        everyone = self._listener
+        if isinstance(everyone, Everyone):
+            self._listener = everyone.listeners[0]
+        super().begin_epoch(end)
+        self._listener = everyone
+
+
+@breaks("one_that_retention_overtook_is_told")
+class LeavesOutTheBusy(MemoryEventStore):
+    """Tells only those who can take it just now."""
+
+    def append_now(self, events: Sequence[StoredEvent]) -> Appended:
+        everyone = self._listener
+        if isinstance(everyone, Everyone):
+            self._listener = Everyone(*(listener for listener in everyone.listeners if not listener.waiting))
+        appended = super().append_now(events)
+        self._listener = everyone
+        return appended
+
+
+@breaks("one_that_comes_later_begins_at_the_head")
+class ClosesForEveryone(MemoryEventStore):
+    """Is done when one of those that have it open leaves."""
+
+    def append_now(self, events: Sequence[StoredEvent]) -> Appended:
+        everyone = self._listener
+        most = self.__dict__.setdefault("most", 0)
+        if isinstance(everyone, Everyone):
+            self.__dict__["most"] = max(most, len(everyone.listeners))
+            if len(everyone.listeners) < most:
+                raise RuntimeError("closed")
+        return super().append_now(events)
+
+
+@breaks("the_chain_of_epochs_outlives_its_store")
+class ForgetsOldEpochsOnClose(MemoryEventStore):
+    async def close(self) -> None:
+        await super().close()
+        self._epochs = self._epochs[-1:]
+
+
+@breaks("a_page_begins_anywhere")
+class GivesUpLooking(MemoryEventStore):
+    """Looks for the position among the first 10 000 events only (Mercure's defect)."""
+
+    async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
+        return Page([], after) if after > 10_000 else await super().read(after, limit, max_bytes)
+
+
 #: All of the contract, by name.
 TESTS = {name for name, _ in inspect.getmembers(EventStoreContract, inspect.iscoroutinefunction) if "test_" in name}
 
@@ -343,6 +457,7 @@ async def failing_tests(kind: type[MemoryEventStore]) -> set[str]:
 
     class Contract(EventStoreContract):
         durable = True
+        shared = True
         known_max = 50
         patience = 0.05
         time = 0.0
@@ -350,6 +465,10 @@ async def failing_tests(kind: type[MemoryEventStore]) -> set[str]:
         @asynccontextmanager
         async def make_store(self, retention: Retention) -> AsyncIterator[EventStore]:
             yield kind(retention, now=lambda: self.time)
+
+        async def another(self, store: EventStore) -> EventStore:
+            assert isinstance(store, MemoryEventStore)
+            return Twin(store)
 
         async def pass_time(self, seconds: float) -> None:
             self.time += seconds

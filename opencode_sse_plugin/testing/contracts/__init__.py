@@ -19,9 +19,10 @@ from .appending import Appending
 from .life import Life
 from .policies import LosslessPolicyContract, OverflowPolicyContract
 from .reading import Reading
+from .sharing import Sharing
 
 __all__ = ["EventStoreContract", "OverflowPolicyContract", "LosslessPolicyContract"]
 
 
-class EventStoreContract(Appending, Reading, Life):
+class EventStoreContract(Appending, Reading, Sharing, Life):
     """What the wire contract and the bus ask of a store; see this module's docstring."""

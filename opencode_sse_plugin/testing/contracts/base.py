@@ -26,6 +26,8 @@ class StoreContract(ABC):
 
     #: What was acknowledged is there after ``close`` and ``reopen``.
     durable: ClassVar[bool] = False
+    #: Several stores may be open upon one log at the same time, as the processes of a host have them; see ``another``.
+    shared: ClassVar[bool] = False
     #: ``Retention.age`` is kept.
     retains_age: ClassVar[bool] = True
     #: How many (id, type) pairs the store remembers at most.
@@ -42,6 +44,10 @@ class StoreContract(ABC):
     async def reopen(self, store: EventStore) -> EventStore:
         """A store upon the log of one that was closed, not opened yet; by default the same object."""
         return store
+
+    async def another(self, store: EventStore) -> EventStore:
+        """A further store upon the log of one that is open, as another process would have it; not opened yet."""
+        raise NotImplementedError("a store that is `shared` says how there can be another one")
 
     async def prune(self, store: EventStore) -> None:
         """Return once retention has done its work; for stores that evict in the background."""
@@ -67,6 +73,21 @@ class StoreContract(ABC):
                 yield store, told
             finally:
                 await store.close()
+
+    @asynccontextmanager
+    async def opened_twice(
+        self, retention: Retention = PLENTY
+    ) -> AsyncIterator[tuple[tuple[EventStore, RecordingListener], tuple[EventStore, RecordingListener]]]:
+        """Two stores open upon one empty log, each with who is told."""
+        if not self.shared:
+            pytest.skip("one log is open in one store at a time")
+        async with self.opened(retention) as (store, told):
+            other, other_told = await self.another(store), RecordingListener()
+            await other.open(other_told)
+            try:
+                yield (store, told), (other, other_told)
+            finally:
+                await other.close()
 
     async def read(self, store: EventStore, after: int, limit: int = 1000, max_bytes: int = ALL) -> Page | Evicted:
         """Read, and check what every page has in common."""

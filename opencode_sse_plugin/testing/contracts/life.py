@@ -102,3 +102,22 @@ class Life(StoreContract):
                 assert told.seqs == [9]
             finally:
                 await store.close()
+
+    async def test_the_chain_of_epochs_outlives_its_store(self) -> None:
+        if not self.durable:
+            pytest.skip("this store promises nothing beyond its life")
+        async with self.make_store(PLENTY) as store:
+            await store.open(RecordingListener())
+            old = (await store.bounds()).epoch
+            await store.append(stored_events(6))
+            await self.lose_history(store, 4)
+            await store.append(stored_events(2))
+            before = await store.bounds()
+            await store.close()
+            store = await self.reopen(store)
+            try:
+                bounds = await store.open(RecordingListener())
+                assert bounds.epochs == before.epochs
+                assert [bounds.end_of(epoch) for epoch in (old, before.epoch)] == [4, 6]
+            finally:
+                await store.close()

@@ -57,6 +57,16 @@ class Reading(StoreContract):
                         f"{total} bytes where {max_bytes} were asked for"
                     )
 
+    async def test_a_page_begins_anywhere(self) -> None:
+        """However long the log is; some systems look for a position from the beginning, and give up."""
+        async with self.opened() as (store, _):
+            total = 10_500
+            for _ in range(total // 100):
+                await store.append(stored_events(100))
+            for after in (0, 1, 99, 100, 999, 5000, 10_001, total - 3, total - 1):
+                page = await self.page(store, after, limit=7)
+                assert page.last == min(after + 7, total)
+
     async def test_reading_at_the_head_gives_nothing(self) -> None:
         async with self.opened() as (store, _):
             assert await self.page(store, 0) == ([], 0)

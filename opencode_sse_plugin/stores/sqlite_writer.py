@@ -1,0 +1,337 @@
+"""The one thread of a process that writes to an SQLite log, and tells its event loop what anybody wrote."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import StoreUnavailable
+from ..events import StoredEvent
+from . import Appended, Bounds, Evicted, Retention, StoreListener
+from .sqlite_file import close_log, is_busy, open_log, patiently, transaction, unavailable
+from .sqlite_log import (
+    Extent,
+    Inserted,
+    cut,
+    end_after,
+    extent,
+    insert,
+    is_older,
+    newest_epoch,
+    prune,
+    read_bounds,
+    read_page,
+)
+from .threads import CallSoon, Job, Worker
+
+logger = logging.getLogger("opencode_sse")
+
+#: What other processes appended is looked for so often, in seconds: soon after something happened, rarely else.
+_SOON: Final = 0.005
+_RARELY: Final = 0.025
+#: A page of others' appends is told at once.
+_PAGE_EVENTS: Final = 500
+_PAGE_BYTES: Final = 1024 * 1024
+#: After a commit, others that write have so long to begin theirs; and others write if they did within a second.
+_LET_OTHERS: Final = 0.001
+_OTHERS: Final = 1.0
+#: Pruning begins at one part in so many above what is kept.
+_SLACK: Final = 64
+#: Seconds between two looks at age, and at whether another one still prunes.
+_LOOK_AT_AGE: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a log is kept.
+
+    :param lossy: whether the newest commits may be lost when the machine dies (``synchronous=NORMAL``).
+    :param patience: how long to wait for others, in seconds. :param now: seconds since 1970.
+    """
+
+    path: Path
+    retention: Retention
+    lossy: bool
+    patience: float
+    now: Callable[[], float]
+
+
+class Append(Job[Appended]):
+    """Events on their way into the log."""
+
+    def __init__(self, events: Sequence[StoredEvent], patience: float) -> None:
+        super().__init__()
+        self.events = events
+        self.deadline = time.monotonic() + patience
+
+
+class Writer(Worker):
+    """Everything queued goes into one transaction, and is acknowledged and told after its commit.
+
+    Other processes' appends are noticed by SQLite's data version and told in their place, so that every process tells
+    one sequence without holes.
+    """
+
+    def __init__(self, options: Options, listener: StoreListener, call_soon: CallSoon) -> None:
+        self._options = options
+        self._path = options.path
+        self._listener = listener
+        self._me = f"{os.getpid()}.{id(self)}"
+        #: The last number told, and whether more is stored than that.
+        self._told = 0
+        self._behind = False
+        #: Pages handed to the event loop, and taken there.
+        self._handed = self._taken = 0
+        self._epoch_number = self._data_version = 0
+        self._others_until = 0.0
+        self._wait = _SOON
+        self._opened = self._failing = self._pruning = False
+        self._prune_after = self._look_at_age = 0.0
+        #: Oldest and newest number and payload bytes, as last seen.
+        self.seen = Extent(1, 0, 0)
+        super().__init__(f"opencode-sse {options.path.name}", call_soon)
+
+    async def start(self) -> Bounds:
+        """Open the log. :raises StoreUnavailable: if it cannot be had."""
+        return await self.do(self._open)
+
+    async def append(self, events: Sequence[StoredEvent]) -> Appended:
+        """Store all or none. :raises StoreUnavailable: if nothing was stored."""
+        return await self.submit(Append(events, self._options.patience)).outcome()
+
+    async def begin_epoch(self, end: int | None = None) -> None:
+        """Lose all history beyond ``end``, by default none, and go on under a new epoch."""
+        await self.do(lambda: self._begin_epoch(end))
+
+    async def prune(self) -> None:
+        """Delete what is beyond retention, in small steps, whoever else may be at it."""
+        while await self.do(lambda: self._prune_some(forced=True)):
+            pass
+
+    # The thread.
+
+    def _open(self) -> Bounds:
+        self._log, self._presence = open_log(self._path, lossy=self._options.lossy, patience=self._options.patience)
+        self._log.execute("BEGIN")
+        with transaction(self._log):
+            bounds = read_bounds(self._log)
+            self.seen = extent(self._log)
+        self._told = bounds.latest
+        self._epoch_number = newest_epoch(self._log)
+        self._data_version = self._version()
+        self._opened = True
+        return bounds
+
+    def _end(self) -> None:
+        if self._opened:
+            close_log(self._log, self._presence)
+
+    def _pause(self) -> float | None:
+        if not self._opened:
+            return None
+        return 0.0 if self._pruning else self._wait
+
+    def _turn(self, jobs: list[Job[Any]]) -> None:
+        group: list[Append] = []
+        for job in jobs:
+            if isinstance(job, Append):
+                group.append(job)
+                continue
+            self._commit(group)
+            group = []
+            self._run(job)
+        self._commit(group)
+        if self._opened:
+            try:
+                self._look()
+                self._prune()
+                self._failing = False
+            except (sqlite3.Error, StoreUnavailable) as error:
+                self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            logger.error("%s; trying again until it goes", unavailable(self._path, error))
+        self._wait = _LOOK_AT_AGE
+
+    def _begin(self, deadline: float) -> None:
+        patiently(lambda: self._log.execute("BEGIN IMMEDIATE"), deadline, self._look_meanwhile)
+
+    def _version(self) -> int:
+        version: int = self._log.execute("PRAGMA data_version").fetchone()[0]
+        return version
+
+    # Writing.
+
+    def _commit(self, group: list[Append]) -> None:
+        """Store what waits, in one transaction."""
+        while group:
+            try:
+                self._begin(min(job.deadline for job in group))
+                break
+            except sqlite3.Error as error:
+                now = time.monotonic()
+                late = [job for job in group if job.deadline <= now or not is_busy(error)]
+                group = [job for job in group if job not in late]
+                self._refuse(late, error)
+        else:
+            return
+        try:
+            with transaction(self._log):
+                inserted = insert(self._log, [job.events for job in group], int(self._options.now() * 1000))
+                seen = extent(self._log)
+        except Exception as error:
+            if len(group) == 1:
+                self._refuse(group, error)
+            else:  # One that cannot be stored must not take the others with it.
+                for job in group:
+                    self._commit([job])
+            return
+        self.seen = seen
+        self._committed(group, inserted)
+
+    def _refuse(self, group: Iterable[Append], error: Exception) -> None:
+        for job in group:
+            job.error = unavailable(self._path, error)
+            self._tell(job.tell)
+
+    def _committed(self, group: Sequence[Append], inserted: Sequence[Inserted]) -> None:
+        events: list[StoredEvent] = []
+        for job, (appended, fresh) in zip(group, inserted, strict=True):
+            job.result = appended
+            for event, seq in fresh:
+                event.seq = seq
+                events.append(event)
+        try:
+            # Others may have stored something before these.
+            self._look()
+        except sqlite3.Error as error:
+            self._behind = True
+            self._complain(error)
+        if events and not self._behind and self._told == events[0].seq - 1:
+            self._told = events[-1].seq
+            self._hand(events, group)
+        else:
+            self._behind = self._behind or bool(events and self._told < events[-1].seq)
+            for job in group:
+                self._tell(job.tell)
+        if time.monotonic() < self._others_until:
+            time.sleep(_LET_OTHERS)
+
+    def _begin_epoch(self, end: int | None) -> None:
+        try:
+            self._begin(time.monotonic() + self._options.patience)
+            with transaction(self._log):
+                cut(self._log, end)
+            self._tell_page()
+        except sqlite3.Error as error:
+            raise unavailable(self._path, error) from error
+
+    # Telling.
+
+    def _look_meanwhile(self) -> None:
+        """Others' appends go on being told while we wait for our turn."""
+        try:
+            self._look()
+        except sqlite3.Error as error:
+            if not is_busy(error):
+                raise
+
+    def _look(self) -> None:
+        """Tell a page of what is stored and was not told yet."""
+        version = self._version()
+        if version != self._data_version:
+            self._data_version = version
+            self._others_until = time.monotonic() + _OTHERS
+            self._behind = True
+        elif not self._behind:
+            self._wait = min(_RARELY, self._wait * 1.1)
+            return
+        self._wait = _SOON
+        # The next page when the last one has been shown, or a fast process would fill a slow one's memory.
+        if self._handed == self._taken and not self._listener.waiting:
+            self._tell_page()
+
+    def _tell_page(self) -> None:
+        self._log.execute("BEGIN")
+        with transaction(self._log):
+            if newest_epoch(self._log) != self._epoch_number:
+                self._tell_epoch()
+            self.seen = extent(self._log)
+            page = read_page(self._log, self._told, _PAGE_EVENTS, _PAGE_BYTES)
+        if isinstance(page, Evicted):
+            listener, oldest = self._listener, page.oldest
+            self._told = oldest - 1
+            self._tell(lambda: listener.missed(oldest))
+        elif page.events:
+            self._told = page.last
+            self._hand(page.events, ())
+        self._behind = self._told < self.seen.head
+
+    def _tell_epoch(self) -> None:
+        bounds, end, listener = read_bounds(self._log), end_after(self._log, self._epoch_number), self._listener
+        self._epoch_number = newest_epoch(self._log)
+        self._told = min(self._told, end)
+        self._tell(lambda: listener.epoch_changed(bounds, end))
+
+    def _hand(self, events: Sequence[StoredEvent], group: Sequence[Append]) -> None:
+        """Give events, and the acknowledgements of their publishers, to the event loop."""
+        self._handed += 1
+
+        def take() -> None:
+            self._taken += 1
+            try:
+                self._listener.visible(events)
+            finally:
+                for job in group:
+                    job.tell()
+
+        self._tell(take)
+
+    # Pruning.
+
+    def _prune(self) -> None:
+        """Delete a little of what is beyond retention, where it is time for it and nobody else does."""
+        now = time.monotonic()
+        if self._behind:
+            return  # What is not told here yet should not be lost by our own doing.
+        if (self._pruning or self._too_much() or self._too_old(now)) and now >= self._prune_after:
+            try:
+                self._pruning = self._prune_some()
+            except StoreUnavailable:
+                self._pruning = False  # Somebody writes, or nobody can; appending will say so.
+                self._prune_after = now + _LOOK_AT_AGE
+
+    def _too_much(self) -> bool:
+        keep = self._options.retention
+        oldest, head, size = self.seen
+        events = head - oldest + 1
+        return events > keep.events + keep.events // _SLACK or (events > 1 and size > keep.bytes + keep.bytes // _SLACK)
+
+    def _too_old(self, now: float) -> bool:
+        age = self._options.retention.age
+        if age is None or now < self._look_at_age:
+            return False
+        self._look_at_age = now + _LOOK_AT_AGE
+        return is_older(self._log, int((self._options.now() - age) * 1000))
+
+    def _prune_some(self, *, forced: bool = False) -> bool:
+        """One step; whether there is more to do for us."""
+        try:
+            self._begin(time.monotonic() + self._options.patience)
+            with transaction(self._log):
+                now = int(self._options.now() * 1000)
+                more = prune(self._log, self._options.retention, now, self._me, forced=forced)
+                self.seen = extent(self._log)
+        except sqlite3.Error as error:
+            raise unavailable(self._path, error) from error
+        if more is None:
+            self._prune_after = time.monotonic() + _LOOK_AT_AGE
+        return bool(more)
