@@ -14,6 +14,9 @@ from .subscription import Subscription
 
 _START: Final = {"type": "http.response.start", "status": 200, "headers": list(HEADERS)}
 
+#: Seconds for a reader to take its last frame, at a drain.
+_DRAINED: Final = 0.5
+
 
 class EventStreamResponse:
     """An ASGI response that is a stream.
@@ -29,11 +32,14 @@ class EventStreamResponse:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         subscription = self.subscription
         servers_own = scope.get(transport.OWN_SEND, send)
+        stopping = transport.stopping(servers_own)
+        if stopping is not None:
+            self.bus.drain_when(stopping)
         try:
             async with anyio.create_task_group() as tasks:
 
                 def cut() -> None:
-                    transport.abort(servers_own)
+                    transport.abort(scope, servers_own)
                     tasks.cancel_scope.cancel()
 
                 subscription.on_cut = cut
@@ -42,6 +48,10 @@ class EventStreamResponse:
                 tasks.start_soon(self._listen, receive)
                 await self._pump(send, servers_own)
                 tasks.cancel_scope.cancel()
+            if subscription.ending == "abort":
+                # What is in the server's hands by now is taken soon, or never: a server may wait for that for ever.
+                patience = _DRAINED if subscription.reason == "drain" else self.bus.settings.write_timeout
+                transport.abort_after(patience, scope, servers_own)
         finally:
             self.bus.detach(subscription)
 
