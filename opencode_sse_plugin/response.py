@@ -14,6 +14,8 @@ from .subscription import Subscription
 
 _START: Final = {"type": "http.response.start", "status": 200, "headers": list(HEADERS)}
 
+#: Seconds for a write to fail after its connection was ended.
+_UNWINDS: Final = 0.5
 #: Seconds for a reader to take its last frame, at a drain.
 _DRAINED: Final = 0.5
 
@@ -39,8 +41,9 @@ class EventStreamResponse:
             async with anyio.create_task_group() as tasks:
 
                 def cut() -> None:
-                    transport.abort(scope, servers_own)
-                    tasks.cancel_scope.cancel()
+                    # The end of the connection ends the write as well; cancelling it at the same time hung granian.
+                    patience = _UNWINDS if transport.abort(scope, servers_own) else 0
+                    tasks.cancel_scope.deadline = anyio.current_time() + patience
 
                 subscription.on_cut = cut
                 if stepping.supports(send):

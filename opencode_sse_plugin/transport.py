@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from starlette.types import Send
@@ -40,8 +41,10 @@ def abort(scope: Mapping[str, Any], send: Send) -> bool:
     """
     transport = _transport(send)
     if transport is not None:
-        _reset_when_closed(transport.get_extra_info("socket"))
-        transport.abort()
+        # Not of one that is closed: uvloop would set it for whoever has that number now.
+        if not transport.is_closing() or transport.get_write_buffer_size():
+            _reset_when_closed(transport.get_extra_info("socket"))
+            transport.abort()
         return True
     connection = _peers.find(scope)
     if connection is None:
@@ -57,7 +60,7 @@ def abort_after(seconds: float, scope: Mapping[str, Any], send: Send) -> None:
     """End the connection of a stream that was not ended cleanly, if the server has not got rid of the rest by then."""
     transport, later = _transport(send), call_later()
     if later is not None and (transport is None or transport.get_write_buffer_size()):
-        later(seconds, lambda: abort(scope, send))
+        later(seconds, partial(abort, scope, send))
 
 
 def server_status(scope: Mapping[str, Any], send: Send) -> dict[str, Any]:
