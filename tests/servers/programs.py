@@ -57,7 +57,7 @@ class Server:
         self._said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close)
         deadline = time.monotonic() + TIMEOUT
         while True:
-            self.port = _free_port()
+            self.port = free_port()
             self.process = subprocess.Popen(
                 SERVERS[name](self.port),
                 cwd=HERE,
@@ -137,7 +137,8 @@ class Server:
         self.process.wait(TIMEOUT)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from opencode_sse_plugin.testing import Frame, parse_frame
@@ -57,7 +58,7 @@ class Reader:
     """Reads all there is, chunked or not, in a thread of its own."""
 
     def __init__(self, port: int, path: str = "/event", version: str = "1.1", **headers: str) -> None:
-        self.sock = ask(port, path, version, **headers)
+        self.sock = ask(port, path, version, buffer=64 * 1024, **headers)
         self.port: int = self.sock.getsockname()[1]
         self.frames: list[Frame] = []
         self.status = 0
@@ -65,6 +66,8 @@ class Reader:
         #: How the body ended, once it did.
         self.ending: Literal["clean", "abort"] | None = None
         self._changed = threading.Condition()
+        self._may_read = threading.Event()
+        self._may_read.set()
         self._file = self.sock.makefile("rb")
         self._thread = threading.Thread(target=self._run, name="reader")
         self._thread.start()
@@ -99,7 +102,17 @@ class Reader:
             rest = self._take(rest + chunk[:-2])
         return False
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It takes what has come and then nothing more for the length of a block."""
+        self._may_read.clear()
+        try:
+            yield
+        finally:
+            self._may_read.set()
+
     def _take(self, data: bytes) -> bytes:
+        self._may_read.wait()
         *blocks, rest = data.split(b"\n\n")
         if blocks:
             with self._changed:
@@ -128,6 +141,7 @@ class Reader:
 
     def close(self) -> None:
         """Leave."""
+        self._may_read.set()
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join(TIMEOUT)
