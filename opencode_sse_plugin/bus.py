@@ -500,7 +500,6 @@ class EventBus:
         """
         now, log = self.clock.now(), self.log
         held: Mapping[str, int] = getattr(self.store, "statistics", dict)()
-        oldest = log.head - held["events"] + 1 if "events" in held else log.channels.oldest(log.head)
         seen = [
             subscription.statistics(now)
             for subscription in self._subscriptions
@@ -513,7 +512,7 @@ class EventBus:
             "store": {
                 "kind": self.store.kind,
                 "epoch": log.epoch,
-                "oldest": oldest,
+                "oldest": log.channels.oldest(log.head),
                 "latest": log.head,
                 **held,
             },
