@@ -336,14 +336,16 @@ async def test_no_heartbeat_comes_before_what_retention_took(monkeypatch: pytest
     plugins = Plugins(discover=False)
     store = BehindAWindow(Retention(12, 100_000))
     settings = Settings(queue_max=2, heartbeat=10)
-    async with EventBus(settings, store=store, plugins=plugins, clock=clock) as bus:
-        async with bus.subscribe(Filter.of(type="seen"), limits=Limits(100, 100_000)) as events:
-            connected = await anext(events)
-            for type in ["seen"] * 8 + ["unseen"] * 12:
-                await bus.publish(type)
-            await clock.advance(11)
-            with anyio.fail_after(5):
-                lagged, heartbeat = await anext(events), await anext(events)
+    async with (
+        EventBus(settings, store=store, plugins=plugins, clock=clock) as bus,
+        bus.subscribe(Filter.of(type="seen"), limits=Limits(100, 100_000)) as events,
+    ):
+        connected = await anext(events)
+        for type in ["seen"] * 8 + ["unseen"] * 12:
+            await bus.publish(type)
+        await clock.advance(11)
+        with anyio.fail_after(5):
+            lagged, heartbeat = await anext(events), await anext(events)
     assert (connected.event.type, connected.cursor) == ("server.connected", f"{bus.epoch}:0")
     assert (lagged.event.type, lagged.cursor) == ("server.stream.lagged", None)
     told = lagged.event.properties or {}
