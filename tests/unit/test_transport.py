@@ -139,9 +139,13 @@ class Protocol(asyncio.Protocol):
 
     transport: asyncio.Transport
 
+    def __init__(self) -> None:
+        self.made = asyncio.Event()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.made.set()
 
     async def send(self, message: Message) -> None: ...
 
@@ -149,23 +153,22 @@ class Protocol(asyncio.Protocol):
 @pytest.mark.parametrize("closing_already", [False, True])
 def test_a_transport_is_reset_with_what_it_holds_even_while_it_closes(closing_already: bool) -> None:
     async def live() -> None:
-        loop, made = asyncio.get_running_loop(), Protocol()
-        server = await loop.create_server(lambda: made, "127.0.0.1", 0)
+        loop, held = asyncio.get_running_loop(), Protocol()
+        server = await loop.create_server(lambda: held, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         reader._transport.pause_reading()  # type: ignore[attr-defined]
-        while not hasattr(made, "transport"):
-            await asyncio.sleep(0)
-        while not made.transport.get_write_buffer_size():
-            made.transport.write(b"x" * 100_000)
+        await held.made.wait()
+        while not held.transport.get_write_buffer_size():
+            held.transport.write(b"x" * 100_000)
         if closing_already:
-            made.transport.close()
-        transport.abort_after(0, {}, made.send)
+            held.transport.close()
+        transport.abort_after(0, {}, held.send)
         for _ in range(3):
             await asyncio.sleep(0.01)
-        assert transport.is_closed(made.send)
-        assert made.transport.get_write_buffer_size() == 0
-        assert transport.abort({}, made.send) is True  # once more does nothing
+        assert transport.is_closed(held.send)
+        assert held.transport.get_write_buffer_size() == 0
+        assert transport.abort({}, held.send) is True  # once more does nothing
         reader._transport.resume_reading()  # type: ignore[attr-defined]
         with pytest.raises(ConnectionResetError):
             await drain_async(reader)
@@ -177,15 +180,14 @@ def test_a_transport_is_reset_with_what_it_holds_even_while_it_closes(closing_al
 
 def test_a_transport_that_has_written_everything_is_left_to_its_server() -> None:
     async def live() -> None:
-        loop, made = asyncio.get_running_loop(), Protocol()
-        server = await loop.create_server(lambda: made, "127.0.0.1", 0)
+        loop, held = asyncio.get_running_loop(), Protocol()
+        server = await loop.create_server(lambda: held, "127.0.0.1", 0)
         _, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
-        while not hasattr(made, "transport"):
-            await asyncio.sleep(0)
-        transport.abort_after(0, {}, made.send)
+        await held.made.wait()
+        transport.abort_after(0, {}, held.send)
         await asyncio.sleep(0.01)
-        assert not made.transport.is_closing()
-        made.transport.abort()
+        assert not held.transport.is_closing()
+        held.transport.abort()
         writer.close()
         server.close()
         await asyncio.sleep(0.01)
