@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 _FILES: Final = "/proc/self/fd"
-#: How long a look at all open files is good for: at a drain, many are asked for at once.
+#: How long a look at all open files is good for: after a drain, many are asked for at once that are gone.
 _GOOD_FOR: Final = 0.2
 
 #: Where a connection comes from and which port of ours it came to.
@@ -29,13 +29,16 @@ class Peers:
         self._files: dict[Ends, int] = {}
         self._seen = float("-inf")
 
-    def find(self, scope: Mapping[str, Any]) -> socket.socket | None:
-        """The connection of a request; a duplicate, to be closed."""
+    def find(self, scope: Mapping[str, Any], *, newest: bool = False) -> socket.socket | None:
+        """The connection of a request; a duplicate, to be closed.
+
+        :param newest: whether it may have come a moment ago.
+        """
         ends = _ends_of(scope)
         if ends is None:
             return None
         found = _opened(self._files.get(ends, -1), ends)
-        if found is None and time.monotonic() - self._seen > _GOOD_FOR:
+        if found is None and (newest or time.monotonic() - self._seen > _GOOD_FOR):
             self._look()
             found = _opened(self._files.get(ends, -1), ends)
         return found

@@ -67,7 +67,7 @@ def server_status(scope: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """What ``/event/status`` says of the server: whether connections like that of a request can be ended."""
     aborts = _transport(send) is not None
     if not aborts:
-        connection = _peers.find(scope)
+        connection = _peers.find(scope, newest=True)
         if connection is not None:
             connection.close()
             aborts = True

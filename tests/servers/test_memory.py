@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any
 
 import httpx
-import pytest
 
 from .programs import Server
 from .readers import Stalled
@@ -23,7 +22,7 @@ STALLED = 100
 RETAIN_EVENTS, RETAIN_BYTES = 10_000, 8 * MIB
 #: Of one socket: what uvicorn lets wait before it says so, and the last batch on top.
 PER_SOCKET = 64 * KIB + 64 * KIB
-BATCH = 1000
+COUNT, BATCH = 200_000, 1000
 #: 300 bytes with its id.
 EVENT = b'{"type":"some.event","properties":{"pad":"' + b"x" * 217 + b'"}}\n'
 _COMPLAINT = re.compile(rb'"type":"server\.stream[^}]*')
@@ -69,10 +68,7 @@ class Counting:
         self._connection.close()
 
 
-@pytest.mark.parametrize("count", [40_000, pytest.param(200_000, marks=pytest.mark.chaos)])
-def test_a_hundred_that_never_read_beside_one_that_does(
-    count: int, opened: Opened, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hundred_that_never_read_beside_one_that_does(opened: Opened) -> None:
     server = opened(
         Server(
             "opencode-sse-serve",
@@ -98,7 +94,7 @@ def test_a_hundred_that_never_read_beside_one_that_does(
     publish(2 * RETAIN_EVENTS)  # the store is full from here on
     stalled = [opened(Stalled(server.port)) for _ in range(STALLED)]
     before = server.memory()
-    head = publish(count)
+    head = publish(COUNT)
     grown = server.memory() - before
 
     assert healthy.numbers == list(range(head + 1))  # from that of server.connected on
@@ -109,9 +105,3 @@ def test_a_hundred_that_never_read_beside_one_that_does(
     assert all(subscriber["lag"]["events"] > subscriber["limits"]["events"] for subscriber in waiting)
     assert min(server.sockets()[one.port] for one in stalled) > 0
     assert grown <= RETAIN_BYTES + STALLED * PER_SOCKET
-    if count > 100_000:
-        with capsys.disabled():
-            held = server.status()["store"]["bytes"]
-            print(
-                f"\n{count} events past {STALLED} stalled readers: {grown / MIB:.1f} MiB, {held / MIB:.1f} in the store"
-            )

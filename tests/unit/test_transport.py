@@ -113,11 +113,16 @@ def test_what_has_the_number_now_is_not_taken_for_what_had_it() -> None:
         assert found is not None
         found.close()
         number = server.fileno()
-    with connection() as (_, other, _):
-        os.dup2(other.fileno(), number)
-        try:
-            assert peers.find(scope) is None
-        finally:
+    with connection() as (_, other, new):
+        free = not os.path.exists(f"/proc/self/fd/{number}")
+        if free:
+            os.dup2(other.fileno(), number)
+        assert peers.find(scope) is None
+        found = peers.find(new, newest=True)
+        assert found is not None
+        with closing(found):
+            assert inode(found) == inode(other)
+        if free:
             os.close(number)
 
 
