@@ -73,6 +73,10 @@ class Backlog:
     adds_up: Callable[[StoredEvent, StoredEvent], bool] = lambda earlier, later: False
     join: Callable[[Sequence[StoredEvent]], StoredEvent] = lambda run: run[-1]
 
+    def fits(self, events: Sequence[StoredEvent]) -> bool:
+        """Whether a policy may leave these: at most half of the limits, or a single event."""
+        return self.limits.half.allow(Lag(len(events), sum(event.size for event in events)))
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
