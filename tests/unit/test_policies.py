@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from random import Random
 from typing import Any
 
 import anyio
@@ -14,6 +15,7 @@ from opencode_sse_plugin import (
     Backlog,
     ConfigurationError,
     EventBus,
+    Lag,
     Limits,
     Outcome,
     Settings,
@@ -221,6 +223,51 @@ async def test_block_lets_every_publisher_wait_in_order_and_no_limit_is_exceeded
         assert highest <= limits.events
         assert max(took) < 2 * timeout, "a publish waited for more than its one deadline"
         assert max(took) >= timeout, "nobody waited"
+
+
+@pytest.mark.anyio
+async def test_block_never_lets_a_limit_be_exceeded_while_everybody_is_in_time() -> None:
+    """100 publishers, 50 readers that stall and read a little by turns: looked at after every single append."""
+    highest = Lag(0, 0)
+
+    class Watcher:
+        @hookimpl
+        def sse_event_published(self, seq: int) -> None:
+            nonlocal highest
+            for subscriber in bus.statistics()["subscribers"]:
+                lag = subscriber["lag"]
+                highest = Lag(max(highest.events, lag["events"]), max(highest.bytes, lag["bytes"]))
+
+    limits = Limits(10, 3000)
+    bus = bus_with(Watcher(), overflow="block?timeout=1m")
+    async with bus, AsyncExitStack() as stack:
+        random = Random(1)
+        readers = [await stack.enter_async_context(bus.subscribe(limits=limits)) for _ in range(50)]
+        for reader in readers:
+            await anext(reader)
+        published: list[int | None] = []
+
+        async def publish(number: int) -> None:
+            for size in (random.randint(1, 900), random.randint(1, 100)):
+                published.append(await bus.publish("a", {"number": number, "pad": "x" * size}))
+
+        got: list[list[int | None]] = [[] for _ in readers]
+        with anyio.fail_after(50):
+            async with anyio.create_task_group() as tasks:
+                for number in range(100):
+                    tasks.start_soon(publish, number)
+                while min(map(len, got)) < 200:
+                    turn = random.randrange(50)
+                    while len(got[turn]) == 200:
+                        turn = (turn + 1) % 50
+                    for _ in range(min(random.randint(1, 12), 200 - len(got[turn]))):
+                        # It asks for one that need not be there yet, and the others get their turn.
+                        with anyio.move_on_after(0 if len(published) < 200 else 5):
+                            got[turn].append((await anext(readers[turn])).seq)
+    assert got == [list(range(1, 201))] * 50
+    assert sorted(seq or 0 for seq in published) == list(range(1, 201))
+    assert limits.allow(highest), f"{highest} is more than {limits}"
+    assert highest.events > 5, "it was not tried"
 
 
 @pytest.mark.anyio
