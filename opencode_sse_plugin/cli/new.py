@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     kind: Kind = options.kind
     folder = write(kind, options.name, options.into)
     print(f"wrote {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
-    print(f"\n  cd {folder}\n  pip install -e . --group dev\n  pytest")
+    print(f"\n  cd {folder}\n  pip install -e '.[test]'\n  pytest")
     print(f"  {kind.setting.format(name=options.name)} opencode-sse serve")
     return 0
 

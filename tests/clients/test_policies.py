@@ -1,5 +1,5 @@
-"""``@opencode-ai/sdk`` v2 under each overflow policy: it stops reading in the middle of a captured session, wakes up, and
-has the state of what was published, or lost exactly what it was told."""
+"""``@opencode-ai/sdk`` v2 under each overflow policy: it stops reading in the middle of a captured session, wakes up,
+and has the state of what was published, or lost exactly what it was told."""
 
 from __future__ import annotations
 
@@ -101,14 +101,13 @@ def run(policy: str, start_host: StartHost, start_client: StartClient, *, waits:
     client.until_connected()
     with published(host, events[:SLEEPS]):
         client.until(has(SLEEPS), "what came before it slept")
-    with published(host, events[SLEEPS:WAKES]) as publisher:
-        with client.stopped():
-            if waits:
-                host.until(is_full, "a full backlog and a publisher that waits")
-                assert publisher.is_alive()
-            else:
-                publisher.join(60)
-                host.until(is_overrun, "a lag over the limit")
+    with published(host, events[SLEEPS:WAKES]) as publisher, client.stopped():
+        if waits:
+            host.until(is_full, "a full backlog and a publisher that waits")
+            assert publisher.is_alive()
+        else:
+            publisher.join(60)
+            host.until(is_overrun, "a lag over the limit")
     host.until(is_level, "the end of the lag")
     with published(host, events[WAKES:-1]):
         pass
