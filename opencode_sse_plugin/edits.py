@@ -28,6 +28,7 @@ from .overflow import (
     Skip,
     decide,
 )
+from .slowness import timed
 
 logger = logging.getLogger("opencode_sse")
 
@@ -175,7 +176,8 @@ class Edits:
         """Ask a policy and take its decision over; one that fails, or leaves too much, disconnects."""
         half = backlog.limits.half
         try:
-            outcome = decide(policy, backlog, registry)
+            with timed(f"overflow policy {cause.policy} held the event loop for"):
+                outcome = decide(policy, backlog, registry)
             if not isinstance(outcome, Disconnect | ReadFromStore):
                 before = Lag(self.events, self.bytes)
                 self.apply(outcome, channel, index, cause)
