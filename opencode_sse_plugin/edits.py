@@ -255,7 +255,8 @@ class Edits:
             at = stop
         joined: list[Range] = []
         for skipped in self._skips:
-            if joined and joined[-1].stop == skipped.start:
+            # What another policy lost before it was replaced is told for itself.
+            if joined and joined[-1].stop == skipped.start and joined[-1].cause.policy == skipped.cause.policy:
                 joined[-1] = Range(joined[-1].start, skipped.stop, joined[-1].size + skipped.size, skipped.cause)
             else:
                 joined.append(skipped)

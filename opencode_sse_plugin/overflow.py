@@ -175,6 +175,20 @@ class PolicyRegistry:
         """The known names, sorted."""
         return sorted(self._factories)
 
+    def of(self, policy: OverflowPolicy | str) -> OverflowPolicy:
+        """The policy itself, or the one of a name.
+
+        :raises ConfigurationError: if it is neither.
+        """
+        if isinstance(policy, str):
+            return self.create(policy)
+        if not is_policy(policy):
+            there_are = ", ".join(self.names())
+            raise ConfigurationError(
+                f"{policy!r} is not an overflow policy: a callable with a name, or one of {there_are}"
+            )
+        return policy
+
     def create(self, spec: str) -> OverflowPolicy:
         """Make a policy from ``name`` or ``name?parameter=value&…``.
 

@@ -104,6 +104,30 @@ def test_limits_of_zero_are_refused(setting: str) -> None:
         Settings(**{setting: 0})
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"limits": Limits(0, 1000)},
+            "cannot be Limits(events=0, bytes=1000); it takes Limits of at least one event and one byte",
+        ),
+        ({"limits": Limits(10, 0)}, "subscriber.limits cannot be"),
+        ({"limits": (10, 1000)}, "subscriber.limits cannot be (10, 1000)"),
+        ({"overflow": "drop"}, "unknown overflow policy 'drop'; there are block"),
+        ({"overflow": "shed?keep=1"}, "no parameter 'keep'; it takes none"),
+        ({"overflow": BeyondTheLimits}, "is not an overflow policy: a callable with a name, or one of block"),
+        ({"overflow": 5}, "5 is not an overflow policy"),
+    ],
+)
+async def test_a_subscriber_of_the_hosts_own_is_refused_too(options: dict[str, Any], said: str) -> None:
+    async with bus_with() as bus:
+        with pytest.raises(ConfigurationError, match=re.escape(said)):
+            async with bus.subscribe(**options):
+                pytest.fail("it was let in")
+        assert bus.statistics()["subscribers"] == []
+
+
 @pytest.mark.parametrize(("text", "value"), [("2s", 2.0), ("500ms", 0.5), ("1.5", 1.5), ("1m", 60.0)])
 def test_durations(text: str, value: float) -> None:
     assert seconds(text) == value
@@ -177,12 +201,43 @@ async def test_a_policy_is_changed_for_a_live_subscriber_and_told_first() -> Non
             await bus.publish("a")
         with pytest.raises(ConfigurationError, match="unknown overflow policy"):
             bus.set_overflow_policy(known[0], "drop")
+        with pytest.raises(ConfigurationError, match="5 is not an overflow policy"):
+            bus.set_overflow_policy(known[0], 5)  # type: ignore[arg-type]
+        assert bus.statistics()["subscribers"][0]["policy"] == "drop-newest"
         event = (await anext(events)).event
         while event.type == "a":
             event = (await anext(events)).event
         assert (event.properties or {})["policy"] == "drop-newest"
     with pytest.raises(LookupError, match="is not attached"):
         bus.set_overflow_policy(known[0], "shed")
+
+
+@pytest.mark.anyio
+async def test_what_the_old_policy_decided_is_told_for_itself_before_what_the_new_one_does() -> None:
+    known: list[Subscriber] = []
+
+    class Watcher:
+        @hookimpl
+        def sse_subscriber_attach(self, subscriber: Subscriber) -> None:
+            known.append(subscriber)
+
+    async with bus_with(Watcher()) as bus, bus.subscribe(limits=Limits(4, 1 << 20), overflow="drop-newest") as events:
+        await anext(events)
+        for _ in range(10):
+            await bus.publish("a")
+        # The policy has acted, and kept the oldest two; what it lost comes after them.
+        assert (await anext(events)).seq == 1
+        bus.set_overflow_policy(known[0], "drop-oldest")
+        for _ in range(10):
+            await bus.publish("b")
+        got = [await anext(events) for _ in range(5)]
+        assert [delivery.seq for delivery in got] == [2, None, None, 19, 20]
+        told = [got[1].event.properties or {}, got[2].event.properties or {}]
+        assert [(one["policy"], one["first"], one["last"], one["dropped"], one["byType"]) for one in told] == [
+            ("drop-newest", 3, 10, 8, {"a": 8}),
+            ("drop-oldest", 11, 18, 8, {"b": 8}),
+        ]
+        assert [one["lastCursor"] for one in told] == [f"{bus.epoch}:2", f"{bus.epoch}:10"]
 
 
 @pytest.mark.anyio
