@@ -14,9 +14,11 @@ import pytest
 from opencode_sse_plugin import (
     Backlog,
     ConfigurationError,
+    Disconnect,
     EventBus,
     Lag,
     Limits,
+    Merge,
     Outcome,
     Settings,
     Skip,
@@ -25,7 +27,7 @@ from opencode_sse_plugin import (
 )
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.policies import seconds
-from opencode_sse_plugin.testing import LosslessPolicyContract, OverflowPolicyContract
+from opencode_sse_plugin.testing import LosslessPolicyContract, OverflowPolicyContract, Traffic
 
 
 class TestDisconnect(LosslessPolicyContract):
@@ -46,6 +48,31 @@ class TestCoalesce(LosslessPolicyContract):
 
 class TestShed(OverflowPolicyContract):
     policy = "shed"
+
+    @pytest.mark.parametrize(
+        ("limits", "expected"),
+        [
+            (Limits(4, 1 << 20), {"Disconnect"}),
+            (Limits(30, 1 << 20), {"Disconnect", "Merge", "Skip"}),
+            (Limits(90, 1 << 20), {"Skip"}),
+        ],
+    )
+    async def test_nothing_that_is_required_goes(self, limits: Limits, expected: set[str]) -> None:
+        async with self.bus() as bus:
+            policy = bus.policies.create(self.policy)
+        outcomes: set[str] = set()
+        for seed in range(100):
+            backlog = self.backlog(Traffic(Random(seed)).take(100), limits)
+            outcome = policy(backlog)
+            outcomes.add(type(outcome).__name__)
+            if isinstance(outcome, Disconnect):
+                continue
+            merge = Merge(skip=outcome) if isinstance(outcome, Skip) else outcome
+            assert isinstance(merge, Merge)
+            skipped = {n for start, stop in merge.skip.ranges for n in range(start, stop)}
+            assert {backlog.delivery_class(backlog.events[n]) for n in skipped} == {"ephemeral"}
+            assert {backlog.delivery_class(backlog.events[n]) for n in merge.remove} <= {"latest"}
+        assert outcomes == expected
 
 
 class TestCatchUp(LosslessPolicyContract):
