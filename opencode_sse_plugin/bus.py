@@ -372,6 +372,7 @@ class EventBus:
         :param after: sequence number or ``EPOCH:SEQ`` to resume after; ``None`` begins at the head.
         :return: deliveries, control frames among them; the iteration ends when the stream does.
         :raises Reject: if a plugin refuses. :raises BusClosed: if the bus does not run.
+        :raises ConfigurationError: for an unknown policy or parameter, or limits that are none.
         """
         start, mode = Start(), "live"
         if after is not None:
@@ -382,7 +383,11 @@ class EventBus:
         if limits is not None:
             subscriber.limits = limits
         if overflow is not None:
-            subscriber.policy = self.policies.create(overflow) if isinstance(overflow, str) else overflow
+            subscriber.policy = self.policies.of(overflow)
+        try:
+            subscriber.check()
+        except TypeError as error:
+            raise ConfigurationError(str(error)) from error
         subscription = await self.attach(subscriber, OBJECT)
         try:
             yield Deliveries(subscription)
@@ -444,7 +449,7 @@ class EventBus:
 
         :raises ConfigurationError: for an unknown policy or parameter. :raises LookupError: if it has left.
         """
-        chosen = self.policies.create(policy) if isinstance(policy, str) else policy
+        chosen = self.policies.of(policy)
         for subscription in self._subscriptions:
             if subscription.subscriber is subscriber:
                 subscription.set_policy(chosen)

@@ -22,6 +22,7 @@ from .events import Event, StoredEvent
 from .loading import Implementation, PluginInfo, PluginLoader, refuse_coroutine
 from .overflow import Outcome, OverflowPolicy, is_policy
 from .settings import Settings
+from .slowness import PATIENCE, SLOW
 from .specs import register_specs
 from .subscriber import Snapshot, Subscriber
 
@@ -34,10 +35,6 @@ logger = logging.getLogger("opencode_sse")
 
 #: Seconds that a client may have to wait for a plugin.
 TIMEOUT: Final = 5.0
-#: A sync hook that holds the event loop for longer is named in the log.
-SLOW: Final = 0.1
-#: One that only waits is named after so long.
-PATIENCE: Final = 0.5
 
 
 class Plugins(PluginLoader):

@@ -199,6 +199,8 @@ class Position(Generic[Chunk]):
             self._lose(channel.between(skipped.start, skipped.stop), skipped.cause)
             self.index = skipped.stop
             self.bytes_before += skipped.size
+            if edits.next_skip == self.index:
+                return self._take_loss()  # What follows was lost under another policy.
         if self.index == channel.total:
             self._leveled_if_level()
             return self._take_loss()

@@ -106,17 +106,18 @@ class Subscriber:
     def check(self) -> None:
         """:raises TypeError: naming the attribute that a hook made nonsense of."""
         limits, start = self.limits, self.start
-        good = {
-            "filter": isinstance(self.filter, Filter),
-            "limits": isinstance(limits, Limits) and all(isinstance(limit, int) and limit > 0 for limit in limits),
-            "grant": isinstance(self.grant, Grant),
-            "mode": self.mode in get_args(Mode),
-            "start": isinstance(start, Start) and (start.cursor is None or isinstance(start.cursor, Cursor)),
-            "policy": self.policy is None or is_policy(self.policy),
-        }
-        for name, is_good in good.items():
+        is_cursor = isinstance(start, Start) and (start.cursor is None or isinstance(start.cursor, Cursor))
+        is_limits = isinstance(limits, Limits) and all(isinstance(limit, int) and limit > 0 for limit in limits)
+        for name, is_good, takes in (
+            ("filter", isinstance(self.filter, Filter), "a Filter"),
+            ("limits", is_limits, "Limits of at least one event and one byte"),
+            ("grant", isinstance(self.grant, Grant), "a Grant"),
+            ("mode", self.mode in get_args(Mode), f"one of {', '.join(get_args(Mode))}"),
+            ("start", is_cursor, "a Start with a Cursor, or with none"),
+            ("policy", self.policy is None or is_policy(self.policy), "a policy, which is a callable with a name"),
+        ):
             if not is_good:
-                raise TypeError(f"subscriber.{name} cannot be {getattr(self, name)!r}")
+                raise TypeError(f"subscriber.{name} cannot be {getattr(self, name)!r}; it takes {takes}")
 
     def instance_directory(self) -> str | None:
         """The one directory it is filtered to, if it is exactly one."""

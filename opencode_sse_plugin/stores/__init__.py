@@ -176,6 +176,10 @@ class StoreRegistry:
             raise ConfigurationError(f"event store scheme {scheme!r} is registered already")
         self._factories[scheme] = factory
 
+    def schemes(self) -> list[str]:
+        """The known schemes, sorted."""
+        return sorted(self._factories)
+
     def create(self, url: str, settings: Settings) -> EventStore:
         """Make the store of a URL; nothing is opened yet.
 
@@ -184,6 +188,6 @@ class StoreRegistry:
         scheme = urlsplit(url).scheme
         factory = self._factories.get(scheme)
         if factory is None:
-            known = ", ".join(f"{name}://" for name in sorted(self._factories))
+            known = ", ".join(f"{name}://" for name in self.schemes())
             raise ConfigurationError(f"no event store for {scheme or url!r}; there are {known}")
         return factory(url, settings)
