@@ -85,7 +85,7 @@ def call_soon() -> Callable[[Callable[[], None]], Any]:
     return lambda callback: soon(partial(soon, callback))
 
 
-def call_later() -> Callable[[float, Callable[[], None]], Any] | None:
+def call_later() -> Callable[[float, Callable[[], object]], Any] | None:
     """What calls a function after so many seconds; ``None`` where only a task could."""
     return asyncio.get_running_loop().call_later if on_asyncio() else None
 

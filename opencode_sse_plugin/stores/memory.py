@@ -101,8 +101,9 @@ class MemoryEventStore:
             self._listener.epoch_changed(bounds, self._latest)
 
     def statistics(self) -> dict[str, int]:
-        """Events and bytes held."""
-        return {"events": len(self._events), "bytes": self._bytes}
+        """Bounds, events and bytes held; more than is visible yet."""
+        count = len(self._events)
+        return {"oldest": self._latest - count + 1, "latest": self._latest, "events": count, "bytes": self._bytes}
 
     def _evict(self) -> None:
         events, keep = self._events, self.retention
