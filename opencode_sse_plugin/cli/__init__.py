@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..errors import ConfigurationError, SSEPluginError
-from . import plugins, serve
+from . import plugins, serve, store
 
-_COMMANDS = (serve, plugins)
+_COMMANDS = (serve, store, plugins)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -138,7 +138,9 @@ def read_page(connection: sqlite3.Connection, after: int, limit: int, max_bytes:
     size = 0
     with closing(connection.execute(_PAGE, (after, limit))) as rows:
         for row in rows:
-            if not events and row[0] != after + 1:
+            if row[0] != after + 1 + len(events):
+                if events:
+                    break  # A hole, which only damage can make: the next page says so.
                 return Evicted(row[0])
             size += len(row[8])
             if events and size > max_bytes:
@@ -155,6 +157,18 @@ def _named(row: tuple[Any, ...]) -> list[Any]:
     """A row with names as bytes, as it was given."""
     names = [name.decode("utf-8", "surrogatepass") if isinstance(name, bytes) else name for name in row[:8]]
     return [*names, row[8]]
+
+
+def contradictions(connection: sqlite3.Connection) -> list[str]:
+    """What the table of events says otherwise than the row about it."""
+    found = []
+    head, size = connection.execute("SELECT head, bytes FROM log").fetchone()
+    newest, held = connection.execute("SELECT max(seq), coalesce(sum(length(payload)), 0) FROM events").fetchone()
+    if newest is not None and newest > head:
+        found.append(f"its head is {head}, but there is an event {newest}")
+    if held != size:
+        found.append(f"it says that its events have {size} bytes, but they have {held}")
+    return found
 
 
 # Writing.
