@@ -39,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"opencode-sse: {error}", file=sys.stderr)
         return 2
-    except (SSEPluginError, OSError) as error:
+    except SSEPluginError as error:
         print(f"opencode-sse: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        said = error if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"opencode-sse: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -180,10 +180,9 @@ def _at_once(log: sqlite3.Connection, read: Callable[[sqlite3.Connection], Resul
 
 
 def _damage(log: sqlite3.Connection) -> list[str]:
-    found = integrity(log)
     try:
-        return found or _at_once(log, contradictions)
-    except sqlite3.Error as error:
+        return integrity(log) or _at_once(log, contradictions)
+    except sqlite3.DatabaseError as error:
         return [str(error)]
 
 
