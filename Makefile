@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := tests/clients
 
-.PHONY: serve test lint chaos bench bench-peers clean help
+.PHONY: serve test lint chaos bench bench-stores bench-peers clean help
 
 help:
 	@echo "make serve        an event stream with a recorded opencode trace on http://127.0.0.1:4096"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint         ruff, mypy --strict, the direction of imports"
 	@echo "make chaos        the long runs"
 	@echo "make bench        the benchmark (ARGS=--quick for a minute); make bench-peers gets what it compares with"
+	@echo "make bench-stores the stores beside bare SQLite (ARGS=--quick)"
 
 serve: $(VENV)/.serve
 	$(BIN)/opencode-sse serve --demo $(ARGS)
@@ -31,6 +32,9 @@ chaos: $(VENV)/.test $(CLIENTS)/node_modules/.ready
 
 bench: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+bench-stores: $(VENV)/.test
+	$(BIN)/python tests/benchmarks/stores.py $(ARGS)
 
 bench-peers:
 	@command -v apt-get >/dev/null || { echo "install nginx and its nchan module with your package manager" >&2; exit 1; }
