@@ -3,7 +3,7 @@
     make bench-stores                  all of it (some minutes)
     make bench-stores ARGS=--quick     in short
 
-Every part runs in a process of its own on one core, on a folder of the disk (BENCH_STORE_FOLDER, else the temporary one).
+Every part runs in a process of its own, in a folder of the disk (BENCH_STORE_FOLDER, else where temporary files are).
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ async def writer(path: str, events: int) -> None:
     await store.close()
 
 
-class serving:  # noqa: N801 - used like a function
+class serving:
     """A bus behind uvicorn, in this process."""
 
     def __init__(self, settings: Settings) -> None:
