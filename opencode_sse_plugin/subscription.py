@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from . import cursors, frames
 from .edits import Edits
-from .events import Event
 from .frames import Envelope
 from .overflow import Limits
 from .position import Chunk, Ending, Position, Services
+from .stores import Bounds
 from .subscriber import Snapshot, Subscriber
 from .wakeup import new_waiter
 
@@ -249,21 +250,22 @@ class Subscription(Position[Chunk]):
     # Beginning.
 
     async def _open(self) -> None:
-        await self._begin()
-        if self._stop is None and self.ending is None:
-            self._join()
+        has_snapshot = await self._begin()
+        if self._stop is None and self.ending is None and not has_snapshot:
+            self._join()  # Behind a snapshot it is level only when that was given.
 
-    async def _begin(self) -> None:
-        """Decide where the stream begins, and say so."""
+    async def _begin(self) -> bool:
+        """Decide where the stream begins, and say so; whether with a snapshot."""
         subscriber, log = self.subscriber, self._log
         start = subscriber.start
         if subscriber.mode == "live":
-            self.position = log.head
-            snapshot = await self._snapshot() if subscriber.snapshot else None
+            head, snapshot = log.head, None
+            if subscriber.snapshot:
+                _, head, snapshot = await self._look(snapshot=True)
+            self.position = head
             self._say(frames.CONNECTED, id=None if snapshot is not None else self.position)
-            self._give_snapshot(snapshot)
-            return
-        bounds = await log.store.bounds()
+            return self._give_snapshot(snapshot)
+        bounds, _, _ = await self._look()
         refusal = cursors.refusal(start, bounds, replay=self.services.settings.replay)
         terminal = subscriber.mode == "terminal"
         if refusal is None and start.cursor is not None:
@@ -272,9 +274,10 @@ class Subscription(Position[Chunk]):
             self._say(frames.HEARTBEAT if subscriber.mode == "resume" else frames.CONNECTED, id=self.position)
             if terminal:
                 self._stop = bounds.latest
-            return
-        reason = refusal or "malformed"
-        snapshot = None if terminal else await self._snapshot()
+            return False
+        reason, snapshot = refusal or "malformed", None
+        if not terminal:
+            bounds, _, snapshot = await self._look(snapshot=True)
         self.position = bounds.latest
         self._say(frames.CONNECTED, id=None)
         self._say(
@@ -282,15 +285,14 @@ class Subscription(Position[Chunk]):
             cursors.expired(start, bounds, reason),
             id=None if snapshot is not None else bounds.latest,
         )
-        self._give_snapshot(snapshot)
         if terminal:
             self.ending, self.reason = "clean", "complete"
+        return self._give_snapshot(snapshot)
 
     async def _expire(self, reason: str) -> None:
         """Tell in mid-stream that what follows the position can no longer be given, and go on at the head."""
-        bounds = await self._log.store.bounds()
         terminal = self.subscriber.mode == "terminal"
-        snapshot = None if terminal else await self._snapshot()
+        bounds, _, snapshot = await self._look(snapshot=not terminal)
         self._expired = None
         properties = cursors.expired_at(self._told_epoch, self.position, bounds, reason)
         self._told_epoch = bounds.epoch
@@ -303,21 +305,31 @@ class Subscription(Position[Chunk]):
         if terminal:
             self.ending, self.reason = "abort", "expired"
 
-    async def _snapshot(self) -> Snapshot | None:
-        head = self._log.head
-        snapshot = await self.services.plugins.snapshot(self.subscriber, head)
-        if snapshot is None:
-            return None
-        return snapshot if snapshot.at is not None else Snapshot(snapshot.events, head)
+    async def _look(self, *, snapshot: bool = False) -> tuple[Bounds, int, Snapshot | None]:
+        """What the store holds, what this process had shown before, and the state that a plugin gives for it.
 
-    def _give_snapshot(self, snapshot: Snapshot | None) -> None:
+        All of one epoch: a number that was looked up in another would be told as one of this.
+        """
+        log, state = self._log, None
+        while True:
+            epoch, head = log.epoch, log.head
+            if snapshot:
+                state = await self.services.plugins.snapshot(self.subscriber, head, log.store.bounds)
+            bounds = await log.store.bounds()
+            if log.epoch == epoch:
+                break
+        return bounds, head, Snapshot(state.events, head) if state is not None and state.at is None else state
+
+    def _give_snapshot(self, snapshot: Snapshot | None) -> bool:
         if snapshot is None or snapshot.at is None:
-            return
+            return False
         for event in snapshot.events:
-            complete = event if event.id else Event(event.type, event.properties, self.services.new_id())
-            self._outbox.append(self.envelope.control(complete, None, None))
+            if self.envelope.sees(event):
+                complete = event if event.id else replace(event, id=self.services.new_id())
+                self._outbox.append(self.envelope.control(complete, None, None))
         self.position = snapshot.at
         self._say(frames.HEARTBEAT, id=self.position)
+        return True
 
     def epoch_changed(self, end: int, gone: int) -> None:
         """The epoch ended at a sequence number; beyond it this position means nothing.

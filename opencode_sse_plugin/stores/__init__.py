@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
@@ -155,6 +155,55 @@ class ImmediateStore(EventStore, Protocol):
 
     def append_now(self, events: Sequence[StoredEvent]) -> Appended:
         """As ``append``, at once."""
+
+
+# What a store may offer besides; ``opencode-sse store`` and status ask whether it does.
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A store that can be read as it lies there: nothing is made, mended or begun, as ``open`` would."""
+
+    async def open_to_read(self) -> Bounds:
+        """Make ``read`` and ``bounds`` work, in place of ``open``; ``close`` ends it.
+
+        :raises StoreUnavailable: if there is no log, or it cannot be read at all.
+        """
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A store that knows more about its own soundness than reading tells."""
+
+    async def damage(self) -> Sequence[str]:
+        """What is wrong, a sentence each; asked before it is opened.
+
+        :raises StoreUnavailable: if there is no log.
+        """
+
+
+@runtime_checkable
+class Prunable(Protocol):
+    """A store that evicts in the background."""
+
+    async def prune(self) -> None:
+        """Delete all that is beyond retention now."""
+
+
+@runtime_checkable
+class Replaceable(Protocol):
+    """A store whose history can be replaced."""
+
+    async def begin_epoch(self, end: int | None = None) -> None:
+        """Lose all history beyond ``end``, by default none, and go on under a new epoch."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A store that knows what it holds."""
+
+    def statistics(self) -> dict[str, int]:
+        """``events``, ``bytes`` and the like, as seen last."""
 
 
 StoreFactory = Callable[[str, Settings], EventStore]
