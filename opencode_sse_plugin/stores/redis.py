@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from ..errors import ConfigurationError
 from ..settings import Settings
@@ -43,7 +43,7 @@ def parse(url: str) -> tuple[str, str, str]:
     """
     parts = urlsplit(url)
     scheme = parts.scheme
-    shown = urlunsplit((scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     try:
         port = parts.port
     except ValueError as error:
@@ -67,4 +67,5 @@ def parse(url: str) -> tuple[str, str, str]:
     if not key or not key.isprintable() or set(key) & set("{} "):
         raise ConfigurationError(f"{shown}: key={key!r} is no name for a log; letters, digits, - . : _ make one")
     where = shown if key == _DEFAULT_KEY else f"{shown}?key={key}"
-    return urlunsplit(parts._replace(query=urlencode(kept))), key, where
+    query = f"?{urlencode(kept)}" if kept else ""
+    return f"{scheme}://{parts.netloc}{parts.path}{query}", key, where

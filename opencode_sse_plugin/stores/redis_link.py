@@ -53,7 +53,7 @@ def unavailable(where: str, error: Exception) -> StoreUnavailable:
             "a newer opencode-sse-plugin wrote it"
         )
     if not code and isinstance(error, exceptions.AuthenticationError):
-        code = "NOAUTH" if "required" in said else "WRONGPASS"
+        code = "NOAUTH" if "required" in said or "HELLO" in said else "WRONGPASS"
     meaning = _MEANING.get(code)
     return StoreUnavailable(f"event store {where}: {said if meaning is None else f'{meaning} ({said})'}")
 

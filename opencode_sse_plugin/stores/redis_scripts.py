@@ -176,7 +176,12 @@ elseif expected == '' or expected == log.epoch then
       redis.call('XDEL', stream, entry[1])
       size = size + size_of(entry[2][2])
     end
-    redis.call('XSETID', stream, int(good) .. '-18446744073709551615')
+    -- Since 7.0, only if told that what was deleted does not count.
+    local last = int(good) .. '-18446744073709551615'
+    local set = redis.pcall('XSETID', stream, last)
+    if set.err then
+      redis.call('XSETID', stream, last, 'ENTRIESADDED', int(good), 'MAXDELETEDID', '0-0')
+    end
     redis.call('ZREMRANGEBYSCORE', known, int(good + 1), '+inf')
     log.head, log.bytes, log.oldest = good, log.bytes - size, math.min(log.oldest, good + 1)
     redis.call('HSET', meta, 'head', int(good), 'bytes', int(log.bytes), 'oldest', int(log.oldest))

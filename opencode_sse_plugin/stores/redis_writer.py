@@ -37,7 +37,7 @@ class Append:
         self.packed: list[bytes] = [part for event in events for part in packed(event)]
         self.bytes = sum(len(event.payload) for event in events)
         self.answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        #: Whether it may have been carried out.
+        #: Whether it may have been carried out, or be so yet.
         self.sent = False
 
 
@@ -124,8 +124,10 @@ class Writer:
     async def _store(self, group: Sequence[Append]) -> None:
         """Call until there is an answer, or nobody waits for one."""
         self._number += 1
-        backoff = Backoff()
+        backoff, ambiguous = Backoff(), False
         while True:
+            for job in group:
+                job.sent = True
             try:
                 await self._call(group)
                 self._trouble = None
@@ -135,13 +137,13 @@ class Writer:
                 if not passes(error):
                     self._refuse(group, unavailable(self._link.where, error))
                     return
-                if may_have_run(error):
-                    for job in group:
-                        job.sent = True
+                ambiguous = ambiguous or may_have_run(error)
             except Exception as error:
                 logger.exception("appending to event store %s failed", self._link.where)
                 self._refuse(group, error)
                 return
+            for job in group:
+                job.sent = ambiguous
             await self._link.forget_connections()
             await backoff.wait()
             if all(job.answer.done() for job in group):

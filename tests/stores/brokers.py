@@ -64,6 +64,7 @@ class Broker:
         self.port = free_port()
         self._command = [str(binary), "--bind", "127.0.0.1", "--dir", str(folder), "--logfile", str(folder / "log")]
         self._command += ["--enable-debug-command", "yes"] if program != "redis-6.2" else []
+        self._command += ["--repl-diskless-sync-delay", "0"]
         self._command += [*_PERSISTENCE[persistence], *options]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -83,6 +84,8 @@ class Broker:
                 try:
                     client.ping()
                     return self
+                except redis.AuthenticationError:
+                    return self
                 except redis.RedisError:
                     assert self._process.poll() is None, (self.folder / "log").read_text()
                     assert time.monotonic() < deadline, "the server did not start in time"
@@ -93,7 +96,11 @@ class Broker:
         with self.client() as client, other.client() as primary:
             client.replicaof("127.0.0.1", str(other.port))
             deadline = time.monotonic() + 30
-            while primary.wait(1, 100) < 1:
+            while not (
+                (state := client.info("replication"))["master_link_status"] == "up"
+                and state["slave_repl_offset"] >= primary.info("replication")["master_repl_offset"]
+            ):
+                time.sleep(0.01)
                 assert time.monotonic() < deadline, "the replica did not follow in time"
 
     def promote(self) -> None:
