@@ -1,4 +1,33 @@
-"""``redis://host:port/database``: a log in Redis or Valkey (6.2 or later), shared by all machines that open it."""
+"""``redis://host:port/database``: a log in Redis or Valkey (6.2 or later), shared by all machines that open it.
+
+``rediss://`` is the same over TLS, ``unix:///path`` over a socket; ``?key=NAME`` names the log where a database holds
+several. Everything done with a log is one script (``redis_scripts.py``), so that it happens whole or not at all:
+
+- **Appending** gives numbers without holes, leaves out what is known, and remembers its answer under the number of the
+  batch, so that a call whose answer got lost is made again and carried out once (``redis_writer.py``).
+- **Reading**: each process has one reader that waits for news on the stream and tells what follows; what the process
+  appended itself is told by the answer, where nothing of others comes before it (``redis_reader.py``).
+
+**Lost history.** A server can lose what it acknowledged: it starts again from an older file, or empty, or a replica
+that was behind takes over. What is left is the beginning of the old history, and the next append would give numbers
+that meant something else before. So beside the epoch the log keeps which server stored it, and every append compares,
+in the script, before it stores:
+
+- The *replication id* is new with every start and every promotion, so while it is the same, nothing can be lost. It
+  also changes when the first replica comes and long after the last one left; then the *run id* is the same and no
+  former replication id is given: nothing is lost.
+- If the run id is new too, the server was started again. It has lost nothing if it flushes every write before it
+  answers (``appendonly yes``, ``appendfsync always``, as it was while this was stored), and if there was no replica
+  that may be answering in its place. Then the epoch goes on.
+- All else may have lost something, and a new epoch begins with that append. It begins at the head there is: what is
+  left is the old history's beginning, so older cursors up to there stay good, and a false alarm costs nobody anything.
+
+What no id tells (somebody put an old file in place, or deleted keys), processes notice that know better. With every
+call they say the epoch, the newest number they know and its event's name. If that event is not there any more, and the
+epoch is the same, they look for the newest event they were told that still is, and a new epoch begins behind it
+(``redis_history.py``). And as the chain is stored with the events, whoever reads after a failover sees in it where his
+history ended, even where the new one is longer by then.
+"""
 
 from __future__ import annotations
 

@@ -104,17 +104,17 @@ class History:
         self._trail.append((seq, name))
         self._last = (seq, name)
 
-    async def begin_epoch(self, end: int | None = None, *, cut: bool = False) -> None:
-        """Begin a new epoch where ours still is the newest.
+    async def begin_epoch(self, end: int | None = None, *, by_hand: bool = False) -> None:
+        """Begin a new epoch where ours still is the newest, or by hand, whichever is.
 
-        :param end: the last number that means what it meant; by default the head. :param cut: whether to delete what is
-            beyond it.
+        :param end: the last number that means what it meant; by default the head. By hand, the rest is deleted.
         """
         while True:
             asked = self.epoch
             await self.link.look_at_server()
             good = "" if end is None else end
-            answer = await self.link.call(BEGIN, asked, new_epoch(), self.link.vouched, good, int(cut))
+            expected = "" if by_hand else asked
+            answer = await self.link.call(BEGIN, expected, new_epoch(), self.link.vouched, good, int(by_hand))
             if answer[0] != b"WHO":
                 self.learn(answer, asked)
                 return

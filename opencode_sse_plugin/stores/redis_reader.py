@@ -104,16 +104,6 @@ class Reader:
         if events:
             history.tell(events)
 
-    # What others ask for.
-
-    async def page(self, after: int, limit: int, max_bytes: int) -> tuple[Page | Evicted, list[Any]]:
-        """One page, and the whole answer."""
-        while True:
-            answer = await self._link.call(PAGE, "", "", b"", after, limit, max_bytes)
-            if answer[0] != b"NONE":
-                return page_of(answer, after), answer
-            await self._history.begin_epoch()
-
     async def prune_some(self) -> bool:
         """Delete a little of what is beyond retention; whether there may be more."""
         now = "" if self._now is None else int(self._now() * 1000)

@@ -171,19 +171,15 @@ if not log then
 elseif expected == '' or expected == log.epoch then
   good = good == '' and log.head or math.min(tonumber(good), log.head)
   if cut == '1' and good < log.head then
-    local ids, size = {}, 0
-    for _, entry in ipairs(redis.call('XRANGE', stream, int(good + 1), '+')) do
-      redis.call('XDEL', stream, entry[1])
+    -- Written anew: a stream takes no number again that it had, not even one that was deleted.
+    local kept, size = redis.call('XRANGE', stream, '-', int(good)), 0
+    redis.call('DEL', stream)
+    for _, entry in ipairs(kept) do
+      redis.call('XADD', stream, entry[1], entry[2][1], entry[2][2])
       size = size + size_of(entry[2][2])
     end
-    -- Since 7.0, only if told that what was deleted does not count.
-    local last = int(good) .. '-18446744073709551615'
-    local set = redis.pcall('XSETID', stream, last)
-    if set.err then
-      redis.call('XSETID', stream, last, 'ENTRIESADDED', int(good), 'MAXDELETEDID', '0-0')
-    end
     redis.call('ZREMRANGEBYSCORE', known, int(good + 1), '+inf')
-    log.head, log.bytes, log.oldest = good, log.bytes - size, math.min(log.oldest, good + 1)
+    log.head, log.bytes, log.oldest = good, size, math.min(log.oldest, good + 1)
     redis.call('HSET', meta, 'head', int(good), 'bytes', int(log.bytes), 'oldest', int(log.oldest))
   end
   begin_epoch(epoch, good)

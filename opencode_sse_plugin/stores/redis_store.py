@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from redis.exceptions import RedisError
 
@@ -16,8 +16,9 @@ from ..wakeup import on_asyncio
 from . import DURABLE_RETENTION, Appended, Bounds, Evicted, Page, Retention, StoreListener
 from .redis_history import History
 from .redis_link import Backoff, Link, passes, unavailable
-from .redis_log import extent_of, keys_of
-from .redis_reader import Reader
+from .redis_log import Extent, extent_of, keys_of
+from .redis_reader import Reader, page_of
+from .redis_scripts import PAGE
 from .redis_writer import Writer
 
 logger = logging.getLogger("opencode_sse")
@@ -56,10 +57,12 @@ class RedisEventStore:
         self._patience = patience
         self._now = now
         self._running: _Running | None = None
+        self._looking: Link | None = None
+        self._seen = Extent("", (), 1, 0, 0)
 
     async def open(self, listener: StoreListener) -> Bounds:
         if not on_asyncio():
-            raise StoreUnavailable(f"event store {self.where}: redis:// needs asyncio, and this event loop is another")
+            raise self._not_asyncio()
         link = Link(self.url, self.where, keys_of(self.key))
         history = History(link, listener)
         try:
@@ -71,7 +74,25 @@ class RedisEventStore:
         self._running = _Running(history, self.retention, self._patience, self._now)
         return bounds
 
+    async def open_to_read(self) -> Bounds:
+        """Make ``read`` and ``bounds`` work, in place of ``open``, on a log that is there; nothing is written.
+
+        :raises StoreUnavailable: if there is no log.
+        """
+        if not on_asyncio():
+            raise self._not_asyncio()
+        self._looking = link = Link(self.url, self.where, keys_of(self.key))
+        try:
+            return await self.bounds()
+        except BaseException:
+            self._looking = None
+            await link.close()
+            raise
+
     async def close(self) -> None:
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            await looking.close()
         running, self._running = self._running, None
         if running is not None:
             await running.close(self._patience)
@@ -81,19 +102,31 @@ class RedisEventStore:
         return await running.writer.append(events) if events else Appended([], 0)
 
     async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
-        reader = self._opened().reader
-        page, _ = await self._patiently(lambda: reader.page(after, limit, max_bytes))
-        return page
+        return page_of(await self._page(after, limit, max_bytes), after)
 
     async def bounds(self) -> Bounds:
-        reader = self._opened().reader
-        _, answer = await self._patiently(lambda: reader.page(0, 0, 0))
-        return extent_of(answer).bounds
+        self._seen = extent_of(await self._page(0, 0, 0))
+        return self._seen.bounds
+
+    async def _page(self, *arguments: int) -> list[Any]:
+        looking = self._looking
+        link = self._opened().history.link if looking is None else looking
+
+        async def ask() -> list[Any]:
+            while True:
+                answer = await link.call(PAGE, "", "", b"", *arguments)
+                if answer[0] != b"NONE":
+                    return answer
+                if looking is not None:
+                    raise StoreUnavailable(f"event store {self.where}: there is no log of this name")
+                await self._opened().history.begin_epoch()
+
+        return await self._patiently(ask)
 
     async def begin_epoch(self, end: int | None = None) -> None:
         """Lose all history beyond ``end``, by default none, and go on under a new epoch."""
         history = self._opened().history
-        await self._patiently(lambda: history.begin_epoch(end, cut=True))
+        await self._patiently(lambda: history.begin_epoch(end, by_hand=True))
 
     async def prune(self) -> None:
         """Delete all that is beyond retention now, in small steps."""
@@ -103,8 +136,11 @@ class RedisEventStore:
 
     def statistics(self) -> dict[str, int]:
         """Bounds, events and bytes, as this process saw them last."""
-        seen = self._opened().history.seen
+        seen = self._seen if self._looking is not None else self._opened().history.seen
         return {"oldest": seen.oldest, "latest": seen.head, "events": seen.head - seen.oldest + 1, "bytes": seen.bytes}
+
+    def _not_asyncio(self) -> StoreUnavailable:
+        return StoreUnavailable(f"event store {self.where}: redis:// needs asyncio, and this event loop is another")
 
     def _opened(self) -> _Running:
         if self._running is None:

@@ -274,6 +274,23 @@ async def test_a_new_epoch_by_hand(broker: Broker) -> None:
         assert [end for _, end in told.epochs] == [4, 5]
 
 
+async def test_it_can_be_looked_at_without_being_touched(broker: Broker) -> None:
+    looking = RedisEventStore(broker.url, MANY, key="looked-at")
+    with pytest.raises(StoreUnavailable, match="there is no log of this name"):
+        await looking.open_to_read()
+    async with opened(broker, key="looked-at") as (store, _):
+        await store.append(stored_events(3, size=100))
+        bounds = await store.bounds()
+    before = everything(broker)
+    assert await looking.open_to_read() == bounds
+    assert looking.statistics() == {"oldest": 1, "latest": 3, "events": 3, "bytes": 300}
+    page = await looking.read(1, 10, 1 << 20)
+    assert isinstance(page, Page)
+    assert [event.seq for event in page.events] == [2, 3]
+    await looking.close()
+    assert everything(broker) == before
+
+
 async def test_the_chain_of_epochs_is_bounded(broker: Broker) -> None:
     async with opened(broker, key="chain") as (store, _):
         await store.append(stored_events(1))
