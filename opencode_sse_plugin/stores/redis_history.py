@@ -16,7 +16,7 @@ from ..events import StoredEvent, new_epoch
 from . import Bounds, StoreListener
 from .redis_link import Link
 from .redis_log import Extent, extent_of, name_of
-from .redis_scripts import BEGIN, OPEN
+from .redis_scripts import BEGIN, OPEN, PAGE
 
 #: Of so many of the newest events told their names are kept, to find the last one that still is where it was.
 _TRAIL: Final = 1000
@@ -104,30 +104,31 @@ class History:
         self._trail.append((seq, name))
         self._last = (seq, name)
 
-    async def begin_epoch(self, end: int | None = None, *, by_hand: bool = False) -> None:
-        """Begin a new epoch where ours still is the newest, or by hand, whichever is.
+    async def begin_epoch(self, expected: str, end: int | None = None, *, cut: bool = False) -> None:
+        """Begin a new epoch, unless somebody was faster.
 
-        :param end: the last number that means what it meant; by default the head. By hand, the rest is deleted.
+        :param expected: the epoch that is to end; empty for whichever is the newest. :param end: the last number that
+            means what it meant; by default the head. :param cut: whether to delete what is beyond it.
         """
         while True:
-            asked = self.epoch
             await self.link.look_at_server()
+            asked = self.epoch
             good = "" if end is None else end
-            expected = "" if by_hand else asked
-            answer = await self.link.call(BEGIN, expected, new_epoch(), self.link.vouched, good, int(by_hand))
+            answer = await self.link.call(BEGIN, expected, new_epoch(), self.link.vouched, good, int(cut))
             if answer[0] != b"WHO":
                 self.learn(answer, asked)
                 return
 
-    async def history_was_lost(self) -> None:
-        """Our newest event is not where it was: find the newest that is, and begin a new epoch behind it."""
+    async def history_was_lost(self, epoch: str) -> None:
+        """Our newest event is not where it was in this epoch: find the newest that is, and begin one behind it."""
         trail = list(self._trail)
+        answer = await self.link.call(PAGE, "", "", b"", 0, 0, 0)
         good = None  # So much is gone that nothing can be compared; what is lost, is lost from the end.
-        if trail and trail[0][0] <= self.seen.head:
+        if answer[0] != b"NONE" and trail and trail[0][0] <= extent_of(answer).head:
             now = await self.link.scores([name for _, name in trail])
             right = [seq for (seq, _), found in zip(trail, now, strict=True) if seq == found]
             good = right[-1] if right else 0
-        await self.begin_epoch(good)
+        await self.begin_epoch(epoch, good)
 
 
 def _common_end(ours: Bounds, now: Bounds) -> int:

@@ -78,12 +78,12 @@ class Reader:
             asked, after = history.epoch, history.told
             answer = await self._link.call(PAGE, *history.evidence, after, _PAGE_EVENTS, _PAGE_BYTES)
             if answer[0] == b"NONE":
-                await history.begin_epoch()
+                await history.begin_epoch(asked)
                 continue
             if not history.learn(answer, asked):
                 continue
             if not answer[5]:
-                await history.history_was_lost()
+                await history.history_was_lost(asked)
                 continue
             if history.epoch == asked:
                 self._tell(page_of(answer, after))

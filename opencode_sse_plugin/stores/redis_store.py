@@ -119,14 +119,15 @@ class RedisEventStore:
                     return answer
                 if looking is not None:
                     raise StoreUnavailable(f"event store {self.where}: there is no log of this name")
-                await self._opened().history.begin_epoch()
+                history = self._opened().history
+                await history.begin_epoch(history.epoch)
 
         return await self._patiently(ask)
 
     async def begin_epoch(self, end: int | None = None) -> None:
         """Lose all history beyond ``end``, by default none, and go on under a new epoch."""
         history = self._opened().history
-        await self._patiently(lambda: history.begin_epoch(end, by_hand=True))
+        await self._patiently(lambda: history.begin_epoch("", end, cut=True))
 
     async def prune(self) -> None:
         """Delete all that is beyond retention now, in small steps."""

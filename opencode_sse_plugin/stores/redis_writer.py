@@ -168,7 +168,7 @@ class Writer:
             if answer[0] == b"WHO":
                 await self._link.look_at_server()
             elif answer[0] == b"LOST":
-                await self._history.history_was_lost()
+                await self._history.history_was_lost(asked)
             elif answer[0] == b"STALE":
                 raise StoreUnavailable(f"event store {self._link.where}: a later batch was stored before this one")
             else:

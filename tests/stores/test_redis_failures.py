@@ -314,6 +314,36 @@ async def test_a_log_that_was_replaced_behind_our_back(start_broker: StartBroker
         assert ends(await other.bounds()) == [4]
 
 
+@pytest.mark.parametrize(("end", "good"), [(10, 10), (700, 700), (1200, 1200)])
+async def test_however_much_was_lost_the_last_good_number_is_found(broker: Broker, end: int, good: int) -> None:
+    """Of the newest thousand the names are known; where the head lies before them, nothing was put in their place."""
+    key = f"much-{end}"
+    async with opened(broker, key=key) as (store, told), opened(broker, key=key) as (_, others):
+        for _turn in range(3):
+            await store.append(stored_events(500))
+        await others.until(1500, 5)
+        cut(broker, key, end)
+        assert (await store.append(stored_events(2))).seqs == [end + 1, end + 2]
+        for listener in (told, others):
+            await listener.until_epoch(1, 5)
+            await until_told(listener, 1502)
+            assert [said for _, said in listener.epochs] == [good]
+        assert ends(await store.bounds()) == [good]
+
+
+async def test_a_log_in_which_nothing_is_where_it_was(broker: Broker) -> None:
+    """Under the same epoch: then no number of it is good any more."""
+    async with opened(broker, key="nothing-left") as (store, told):
+        await store.append(stored_events(5))
+        cut(broker, "nothing-left", 0)
+        async with opened(broker, key="nothing-left") as (newcomer, _):
+            await newcomer.append(stored_events(9))
+        await told.until_epoch(1, 5)
+        await until_told(told, 14)
+        assert [end for _, end in told.epochs] == [0]
+        assert told.seqs == [*range(1, 6), *range(1, 10)]
+
+
 # The way is cut.
 
 
