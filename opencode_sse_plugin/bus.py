@@ -37,6 +37,7 @@ from .plugins import Plugins
 from .policies import builtin_policies
 from .publisher import Publisher, closed
 from .settings import Settings
+from .siblings import has_siblings
 from .signals import chained_signals
 from .stores import EventStore, StoreRegistry
 from .stores.memory import open_memory
@@ -55,6 +56,11 @@ _AT_HEAD: Final = Start()
 _COUNTERS: Final = ("attached", "rejected", "overflows", "delivered", "dropped", "merged")
 _FINISH_PUBLISHES: Final = 1.0
 _FINISH_PLUGINS: Final = 5.0
+_APART: Final = (
+    "several workers of this server run over memory:// stores, so that each has its own stream: a client sees only "
+    "what its worker publishes, and its cursor expires at another one. Run one worker, or let all share a store: "
+    "OPENCODE_SSE_STORE=sqlite:///events.db"
+)
 
 
 class EventBus:
@@ -182,6 +188,8 @@ class EventBus:
         limits = Limits(settings.queue_max, settings.queue_max_bytes)
         self.log = Log(self.store, limits, self._moved, self._woken)
         await self.log.open()
+        if self.store.kind == "memory" and has_siblings():
+            logger.warning(_APART)
         self._thread = threading.get_ident()
         self._token = anyio.lowlevel.current_token()
         self._publisher = Publisher(self.log, self.plugins, settings, self._ids)

@@ -48,8 +48,8 @@ class EventStreamResponse:
     async def _pump(self, send: Send, servers_own: Send) -> None:
         subscription = self.subscription
         chunk = await subscription.next()
-        await send({**_START, "headers": list(HEADERS)})
         try:
+            await send({**_START, "headers": list(HEADERS)})
             while chunk is not None:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 chunk = await subscription.next()

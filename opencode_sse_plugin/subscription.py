@@ -134,6 +134,8 @@ class Subscription(Position[Chunk]):
                 return chunk
             if self._outbox or self.ending is not None or self._expired is not None or not self.is_level():
                 continue
+            if self._loss is not None:
+                continue  # It has just gone live; nothing may acknowledge what was not told yet.
             if self.retry_after_drain is not None:
                 return self._drain()
             if self.heartbeat_due:

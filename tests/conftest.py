@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +17,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """The event loops; named here, so that a missing one fails instead of being left out."""
     backend: str = request.param
     return backend
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that a test runs sets up logging, to a stream that ends with the test."""
+    root, uvicorn = logging.getLogger(), [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error")]
+    handlers, level, levels = root.handlers[:], root.level, [logger.level for logger in uvicorn]
+    filters = [logger.filters[:] for logger in uvicorn]
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for logger, before, kept in zip(uvicorn, levels, filters, strict=True):
+        logger.setLevel(before)
+        logger.filters[:] = kept
 
 
 def pytest_configure(config: pytest.Config) -> None:

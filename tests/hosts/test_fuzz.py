@@ -293,8 +293,13 @@ class Command:
     def __init__(self) -> None:
         self._stack = ExitStack()
         # Not a pipe: one that nobody reads from would hold the command up.
-        self._said = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "said"
-        environment = {"OPENCODE_SSE_HEARTBEAT": "2", "OPENCODE_SSE_MAX_EVENT_BYTES": "2000"}
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._said = folder / "said"
+        environment = {
+            "OPENCODE_SSE_HEARTBEAT": "2",
+            "OPENCODE_SSE_MAX_EVENT_BYTES": "2000",
+            "XDG_STATE_HOME": str(folder),
+        }
         with self._said.open("w") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "opencode_sse_plugin.cli", "serve", "--port", "0"],

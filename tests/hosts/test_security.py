@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -154,7 +155,7 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 
 
 @pytest.fixture
-def command() -> Iterator[Callable[..., tuple[str, Callable[[], str]]]]:
+def command(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Callable[[], str]]]]:
     """Start ``opencode-sse serve``; gives its URL, and what ends it and gives its whole output."""
     running: list[subprocess.Popen[bytes]] = []
 
@@ -163,7 +164,7 @@ def command() -> Iterator[Callable[..., tuple[str, Callable[[], str]]]]:
             [sys.executable, "-u", "-m", "opencode_sse_plugin.cli", "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**CLEAN, **environment},
+            env={**CLEAN, "XDG_STATE_HOME": str(tmp_path), **environment},
         )
         running.append(process)
         assert process.stdout is not None

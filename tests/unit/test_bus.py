@@ -18,15 +18,18 @@ from opencode_sse_plugin import (
     EventBus,
     Filter,
     InvalidEvent,
+    Limits,
     PublishBufferFull,
+    Retention,
     Settings,
     StoreUnavailable,
     hookimpl,
+    log,
 )
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.stores import Appended, StoredEvent
 from opencode_sse_plugin.stores.memory import MemoryEventStore
-from opencode_sse_plugin.testing import settle
+from opencode_sse_plugin.testing import ManualClock, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -318,3 +321,33 @@ async def test_threads_publish_in_any_number() -> None:
         for thread in threads:
             await anyio.to_thread.run_sync(thread.join)
         assert bus.head == 200
+
+
+class BehindAWindow(MemoryEventStore):
+    """A store that keeps more than the live window does, as durable ones do."""
+
+    kind = "large"
+
+
+async def test_no_heartbeat_comes_before_what_retention_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader fell out of the window, then out of the store, and nothing that is left matches its filter."""
+    monkeypatch.setattr(log, "WINDOW_EVENTS", 4)
+    clock = ManualClock()
+    plugins = Plugins(discover=False)
+    store = BehindAWindow(Retention(12, 100_000))
+    settings = Settings(queue_max=2, heartbeat=10)
+    async with (
+        EventBus(settings, store=store, plugins=plugins, clock=clock) as bus,
+        bus.subscribe(Filter.of(type="seen"), limits=Limits(100, 100_000)) as events,
+    ):
+        connected = await anext(events)
+        for type in ["seen"] * 8 + ["unseen"] * 12:
+            await bus.publish(type)
+        await clock.advance(11)
+        with anyio.fail_after(5):
+            lagged, heartbeat = await anext(events), await anext(events)
+    assert (connected.event.type, connected.cursor) == ("server.connected", f"{bus.epoch}:0")
+    assert (lagged.event.type, lagged.cursor) == ("server.stream.lagged", None)
+    told = lagged.event.properties or {}
+    assert (told["exceeded"], told["first"], told["last"]) == ("retention", 1, 8)
+    assert (heartbeat.event.type, heartbeat.cursor) == ("server.heartbeat", f"{bus.epoch}:20")
