@@ -8,6 +8,7 @@ of its event that the asking process knows, and compares; see ``stores/redis.py`
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 from ..events import StoredEvent, new_epoch
 from . import Bounds, StoreListener
 from .redis_link import Link
-from .redis_log import Extent, extent_of, name_of
+from .redis_log import Extent, extent_of
 from .redis_scripts import BEGIN, OPEN, PAGE
 
 #: Of so many of the newest events told their names are kept, to find the last one that still is where it was.
@@ -34,6 +35,8 @@ class History:
         self.told = 0
         #: Oldest and newest number and payload bytes, as seen last.
         self.seen = Extent("", (), 1, 0, 0)
+        #: Set when an answer to an append says that something is stored which was not told yet.
+        self.behind = asyncio.Event()
         self._trail: deque[tuple[int, bytes]] = deque(maxlen=_TRAIL)
         self._last: tuple[int | str, bytes] = ("", b"")
 
@@ -81,10 +84,10 @@ class History:
             self.listener.epoch_changed(bounds, end)
         return True
 
-    def tell(self, events: Sequence[StoredEvent]) -> None:
+    def tell(self, events: Sequence[StoredEvent], names: Sequence[bytes]) -> None:
         """Tell what follows."""
+        self._trail.extend(zip(range(self.told + 1, self.told + 1 + len(names)), names, strict=True))
         self.told = events[-1].seq
-        self._trail.extend([(event.seq, name_of(event)) for event in events[-_TRAIL:]])
         self._last = self._trail[-1]
         self.listener.visible(events)
 
@@ -95,10 +98,11 @@ class History:
         self._last = ("", b"")
         self.listener.missed(oldest)
 
-    def acknowledged(self, event: StoredEvent) -> None:
+    def acknowledged(self, seq: int, name: bytes) -> None:
         """An event of ours has its number, though not everything before it was told yet."""
-        if event.seq > self.told:
-            self._last = (event.seq, name_of(event))
+        if seq > self.told:
+            self._last = (seq, name)
+            self.behind.set()
 
     def _know(self, seq: int, name: bytes) -> None:
         self._trail.append((seq, name))

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from random import uniform
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -138,15 +138,21 @@ class Link:
         """Look for the server anew: the address may lead to another one by now."""
         await self._client.connection_pool.disconnect(inuse_connections=False)
 
-    async def call(self, script: Script, *arguments: str | bytes | int, key: str | None = None) -> list[Any]:
-        """Run a script. :raises RedisError, OSError: whatever went wrong."""
-        keys = (*self.keys, key) if key is not None else self.keys
+    async def call(
+        self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = (), parts: int = 1
+    ) -> list[Any]:
+        """Run a script.
+
+        :param more: further arguments, ``parts`` of them in each, as the protocol has them.
+        :raises RedisError, OSError: whatever went wrong.
+        """
+        words = ("EVALSHA", script.sha, len(self.keys), *self.keys, *arguments)
+        command = b"".join([b"*%d\r\n" % (len(words) + parts * len(more)), *map(_bulk, words), *more])
         try:
-            answer = await self._ask("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return await self._send(command)
         except exceptions.NoScriptError:
             await self._ask("SCRIPT LOAD", script.text)
-            answer = await self._ask("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        return cast("list[Any]", answer)
+            return await self._send(command)
 
     async def news(self, after: int) -> bool:
         """Wait until an event is stored beyond this number, for a second at most."""
@@ -178,6 +184,23 @@ class Link:
 
     async def _ask(self, *words: Any) -> Any:
         return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    async def _send(self, command: bytes) -> list[Any]:
+        """What the client library does, but for putting commands together: it takes half of an append's time."""
+        pool = self._client.connection_pool
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await connection.send_packed_command([command], check_health=False)
+            answer: list[Any] = await connection.read_response()
+            return answer
+        finally:
+            await pool.release(connection)
+
+
+def _bulk(word: str | bytes | int) -> bytes:
+    """A word as the protocol has it."""
+    data = word if isinstance(word, bytes) else str(word).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 def _text(value: str | bytes) -> str:

@@ -27,10 +27,6 @@ class Keys(NamedTuple):
     meta: str
     known: str
 
-    def batch(self, writer: str) -> str:
-        """Where the answer to a writer's newest batch is remembered."""
-        return self.meta.replace(":log", f":batch:{writer}")
-
 
 def keys_of(name: str) -> Keys:
     """The keys of the log of this name."""
@@ -94,9 +90,10 @@ def name_of(event: StoredEvent) -> bytes:
 
 
 def packed(event: StoredEvent) -> tuple[bytes, bytes]:
-    """Name and body."""
-    places = _places(event.session, event.directory, event.project, event.workspace, event.scope)
-    return name_of(event), places + event.payload
+    """Name, and name and body as the protocol has them: an append is made of these, and of little else."""
+    name = name_of(event)
+    body = _places(event.session, event.directory, event.project, event.workspace, event.scope) + event.payload
+    return name, b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(body), body)
 
 
 def unpacked(seq: int, name: bytes, body: bytes) -> StoredEvent:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from ..errors import StoreUnavailable
 from . import Evicted, Page, Retention
 from .redis_history import History
 from .redis_link import Backoff, unavailable
-from .redis_log import extent_of, unpacked
+from .redis_log import extent_of, name_of, unpacked
 from .redis_scripts import PAGE, PRUNE, PRUNE_EVENTS
 from .redis_writer import Writer, retention_arguments
 
@@ -24,6 +25,8 @@ _PAGE_BYTES: Final = 1024 * 1024
 #: Seconds between two looks at whether the listener has taken what it was told, and whether our own append is answered.
 _SOON: Final = 0.005
 _OWN: Final = 0.001
+#: For how long what our own appends say is enough, in seconds.
+_REST: Final = 0.02
 #: Seconds between two looks at age.
 _LOOK_AT_AGE: Final = 1.0
 
@@ -65,7 +68,12 @@ class Reader:
             stored = await self._link.news(after)
             if self._writer.busy:
                 await asyncio.sleep(_OWN)  # Most likely our own, whose answer tells it.
-            if not stored or history.told == after:
+            if not stored or history.told == after or history.behind.is_set():
+                return
+            # While we append, the answers say whether others do too.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REST):
+                    await history.behind.wait()
                 return
 
     async def _look(self) -> None:
@@ -75,6 +83,7 @@ class Reader:
             # The next page when the last one has been shown, or a fast process would fill a slow one's memory.
             while history.listener.waiting:  # noqa: ASYNC110 - nothing tells when it has
                 await asyncio.sleep(_SOON)
+            history.behind.clear()
             asked, after = history.epoch, history.told
             answer = await self._link.call(PAGE, *history.evidence, after, _PAGE_EVENTS, _PAGE_BYTES)
             if answer[0] == b"NONE":
@@ -102,7 +111,7 @@ class Reader:
         # Some of it may have been told by the answer to an append meanwhile.
         events = [event for event in page.events if event.seq > history.told] if page.events else ()
         if events:
-            history.tell(events)
+            history.tell(events, [name_of(event) for event in events])
 
     async def prune_some(self) -> bool:
         """Delete a little of what is beyond retention; whether there may be more."""

@@ -15,7 +15,7 @@ PRUNE_EVENTS: Final = 500
 _PRUNE_BYTES: Final = 4 * 1024 * 1024
 #: Appending prunes at one part in so many above what is kept.
 _SLACK: Final = 64
-#: For how long the answer to a batch is remembered, in milliseconds: longer than anybody asks again.
+#: For how long at least the answer to a writer's newest batch is remembered, in milliseconds.
 _REMEMBER: Final = 600_000
 
 _COMMON: Final = f"""
@@ -31,15 +31,15 @@ local function size_of(body)
   return string.byte(body) == 91 and #body - string.find(body, '\\n', 1, true) or #body
 end
 
--- Reads what is known of the log into `log`; nil where there is none. An error comes back as a table.
-local function load()
+-- Reads what is known of the log into `log`, and one field more; nil where there is none. An error is returned.
+local function load(field)
   info = redis.call('INFO', 'replication')
   if string.match(info, 'role:(%a+)') ~= 'master' then
     return redis.error_reply('READONLY it is a replica')
   end
   replid = string.match(info, 'master_replid:(%x+)')
   local got = redis.call('HMGET', meta, 'version', 'head', 'oldest', 'bytes', 'chain', 'replid', 'run', 'always',
-    'replicated')
+    'replicated', 'newest', field or 'version')
   if not got[1] then
     if redis.call('EXISTS', meta, stream, known) > 0 then
       return redis.error_reply('FOREIGN')
@@ -49,7 +49,7 @@ local function load()
     return redis.error_reply('NEWER ' .. got[1])
   end
   log = {{head = tonumber(got[2]), oldest = tonumber(got[3]), bytes = tonumber(got[4]), chain = got[5], replid = got[6],
-    run = got[7], always = got[8], replicated = got[9]}}
+    run = got[7], always = got[8], replicated = got[9], newest = got[10], field = got[11]}}
   log.epoch = string.match(log.chain, '([^ ]+):%d+$')
 end
 
@@ -62,7 +62,10 @@ local function is_right(seq, name)
   if seq < log.oldest or (seq <= log.head and seq <= log.head - {KNOWN_MAX}) then
     return true
   end
-  return seq <= log.head and redis.call('ZSCORE', known, name) == int(seq)
+  if seq == log.head then
+    return name == log.newest
+  end
+  return seq < log.head and redis.call('ZSCORE', known, name) == int(seq)
 end
 
 local function replicas()
@@ -90,8 +93,8 @@ local function begin_epoch(epoch, began)
 end
 
 local function create(epoch, run, vouched)
-  log = {{head = 0, oldest = 1, bytes = 0, chain = epoch .. ':0', epoch = epoch}}
-  redis.call('HSET', meta, 'version', '1', 'head', '0', 'oldest', '1', 'bytes', '0', 'chain', log.chain)
+  log = {{head = 0, oldest = 1, bytes = 0, chain = epoch .. ':0', epoch = epoch, newest = ''}}
+  redis.call('HSET', meta, 'version', '1', 'head', '0', 'oldest', '1', 'bytes', '0', 'chain', log.chain, 'newest', '')
   identify(run, vouched)
 end
 
@@ -136,7 +139,7 @@ local function prune(keep_events, keep_bytes, before, most)
 end
 """
 
-_OPEN: Final = """
+_OPEN: Final = f"""
 local epoch, vouched = ARGV[1], ARGV[2]
 local wrong = load()
 if wrong then
@@ -145,13 +148,20 @@ end
 if not log then
   local run = run_id()
   if string.match(vouched, '^%x*') ~= run then
-    return {'WHO'}
+    return {{'WHO'}}
   end
   create(epoch, run, vouched)
 end
+-- What was answered to writers that are gone is not asked for any more.
+local now, fields = clock(''), redis.call('HGETALL', meta)
+for i = 1, #fields, 2 do
+  local at = string.match(fields[i], '^batch:') and string.match(fields[i + 1], '^%d+ (%d+)')
+  if at and tonumber(at) < now - {_REMEMBER} then
+    redis.call('HDEL', meta, fields[i])
+  end
+end
 local answer = extent('')
-local newest = log.head > 0 and redis.call('XRANGE', stream, int(log.head), int(log.head)) or {}
-answer[6] = newest[1] and newest[1][2][1] or false
+answer[6] = log.head > 0 and log.newest or false
 return answer
 """
 
@@ -179,8 +189,9 @@ elseif expected == '' or expected == log.epoch then
       size = size + size_of(entry[2][2])
     end
     redis.call('ZREMRANGEBYSCORE', known, int(good + 1), '+inf')
+    local newest = kept[#kept] and kept[#kept][2][1] or ''
     log.head, log.bytes, log.oldest = good, size, math.min(log.oldest, good + 1)
-    redis.call('HSET', meta, 'head', int(good), 'bytes', int(log.bytes), 'oldest', int(log.oldest))
+    redis.call('HSET', meta, 'head', int(good), 'bytes', int(size), 'oldest', int(log.oldest), 'newest', newest)
   end
   begin_epoch(epoch, good)
   identify(run, vouched)
@@ -189,19 +200,18 @@ return extent('')
 """
 
 _APPEND: Final = f"""
-local batch, mine, last_seq, last_name, epoch, vouched = KEYS[4], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local number, now = tonumber(ARGV[6]), clock(ARGV[7])
-local keep_events, keep_bytes, keep_age = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local first, count = 11, (#ARGV - 10) / 2
-local wrong = load()
+local mine, last_seq, last_name, epoch, vouched, writer = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local number, now, more_bytes = tonumber(ARGV[7]), clock(ARGV[8]), tonumber(ARGV[9])
+local keep_events, keep_bytes, keep_age = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local before, count = 12, (#ARGV - 12) / 2
+local wrong = load(writer)
 if wrong then
   return wrong
 end
 -- Asked again, since the answer did not arrive? Then it is this one.
-local answered = redis.call('GET', batch)
-if answered then
-  local of, text = string.match(answered, '^(%d+) (.*)$')
-  if tonumber(of) == number and log then
+if log and log.field then
+  local of, text = string.match(log.field, '^(%d+) %d+ (.*)$')
+  if tonumber(of) == number then
     local answer = extent(mine)
     answer[6] = text
     return answer
@@ -235,50 +245,72 @@ end
 if log.always == '1' and vouched ~= log.run .. ':1' then
   redis.call('HSET', meta, 'always', '0')
 end
--- Which of them are known?
-local seqs, fresh, olds = {{}}, {{}}, {{}}
-local head, bytes = log.head, log.bytes
-for from = 1, count, 1000 do
-  local names = {{}}
-  for i = from, math.min(from + 999, count) do
-    names[#names + 1] = ARGV[first + 2 * (i - 1)]
-  end
-  local found = redis.call('ZMSCORE', known, unpack(names))
-  for i, name in ipairs(names) do
-    local seq = found[i] or seqs[name]
-    if seq then
-      olds[#olds + 1] = (from + i - 2) .. ':' .. seq
-    else
-      head = head + 1
-      local body = ARGV[first + 2 * (from + i - 2) + 1]
-      local stored = redis.pcall('XADD', stream, int(head) .. '-' .. int(now), name, body)
-      if type(stored) == 'table' and stored.err then
-        -- Nothing was written before the first, and what that one is given, the others are.
-        return redis.error_reply(string.find(stored.err, 'equal or smaller', 1, true) and 'FOREIGN' or stored.err)
+
+local head, suffix, olds = log.head, '-' .. int(now), ''
+-- Mostly all are new, and two to a thousand of them are told so by one command.
+local fresh, added = {{}}, 0
+for i = 1, count do
+  fresh[2 * i - 1] = head + i
+  fresh[2 * i] = ARGV[before + 2 * i - 1]
+end
+for from = 1, 2 * count, 2000 do
+  added = added + redis.call('ZADD', known, 'NX', unpack(fresh, from, math.min(from + 1999, 2 * count)))
+end
+local bodies
+if added < count then
+  -- Else each is looked for: known is what is among the newest, or stands in the batch before.
+  redis.call('ZREMRANGEBYSCORE', known, int(head + 1), '+inf')
+  local names, places, seqs = fresh, {{}}, {{}}
+  fresh, bodies, more_bytes = {{}}, {{}}, 0
+  for i = 1, count do
+    local name = names[2 * i]
+    local seq = seqs[name]
+    if not seq then
+      seq = tonumber(redis.call('ZSCORE', known, name) or 0)
+      if seq == 0 or seq <= log.head - {KNOWN_MAX} then
+        head = head + 1
+        seq = false
+        seqs[name] = head
+        bodies[#bodies + 1] = ARGV[before + 2 * i]
+        more_bytes = more_bytes + size_of(bodies[#bodies])
+        fresh[#fresh + 1] = head
+        fresh[#fresh + 1] = name
       end
-      seqs[name] = int(head)
-      fresh[#fresh + 1] = int(head)
-      fresh[#fresh + 1] = name
-      bytes = bytes + size_of(body)
+    end
+    if seq then
+      places[#places + 1] = (i - 1) .. ':' .. int(seq)
     end
   end
-end
-local text = int(log.head + 1) .. ' ' .. table.concat(olds, ' ')
-if #fresh > 0 then
   for from = 1, #fresh, 2000 do
     redis.call('ZADD', known, unpack(fresh, from, math.min(from + 1999, #fresh)))
   end
-  log.head, log.bytes = head, bytes
-  redis.call('HSET', meta, 'head', int(head), 'bytes', int(bytes))
+  olds = table.concat(places, ' ')
+else
+  head = head + count
+end
+for i = 1, #fresh / 2 do
+  local body = bodies and bodies[i] or ARGV[before + 2 * i]
+  local stored = redis.pcall('XADD', stream, (log.head + i) .. suffix, fresh[2 * i], body)
+  if type(stored) == 'table' and stored.err then
+    -- It can only be the first: what that one is given, the others are.
+    redis.call('ZREMRANGEBYSCORE', known, int(log.head + 1), '+inf')
+    return redis.error_reply(string.find(stored.err, 'equal or smaller', 1, true) and 'FOREIGN' or stored.err)
+  end
+end
+local text = int(log.head + 1) .. ' ' .. olds
+local bytes = log.bytes + more_bytes
+redis.call('HSET', meta, 'head', int(head), 'bytes', int(bytes), 'newest', fresh[#fresh] or log.newest, writer,
+  number .. ' ' .. int(now) .. ' ' .. text)
+-- Now and then what is not among the newest any more is forgotten.
+if math.floor(head / 256) > math.floor(log.head / 256) and head - {KNOWN_MAX} >= log.oldest then
   redis.call('ZREMRANGEBYSCORE', known, '-inf', int(head - {KNOWN_MAX}))
 end
-redis.call('SET', batch, int(number) .. ' ' .. text, 'PX', {_REMEMBER})
--- So many where nobody reads: a bounded step, but more than was added.
+log.head, log.bytes = head, bytes
 local held = head - log.oldest + 1
-local before = keep_age and now - keep_age or 0
 if held > keep_events + math.floor(keep_events / {_SLACK})
   or (held > 1 and bytes > keep_bytes + math.floor(keep_bytes / {_SLACK})) then
-  prune(keep_events, keep_bytes, before, math.max({PRUNE_EVENTS}, #fresh))
+  -- A bounded step, but more than was added.
+  prune(keep_events, keep_bytes, keep_age and now - keep_age or 0, math.max({PRUNE_EVENTS}, #fresh))
 end
 local answer = extent(mine)
 answer[6] = text

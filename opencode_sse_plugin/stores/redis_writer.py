@@ -32,13 +32,20 @@ _GROUP_BYTES: Final = 4 * 1024 * 1024
 class Append:
     """Events on their way into the log."""
 
-    def __init__(self, events: Sequence[StoredEvent]) -> None:
+    def __init__(self, events: Sequence[StoredEvent], loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         self.events = events
-        self.packed: list[bytes] = [part for event in events for part in packed(event)]
-        self.bytes = sum(len(event.payload) for event in events)
-        self.answer: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        #: Names, and names and bodies as they are sent.
+        self.packed = [packed(event) for event in events]
+        self.bytes = sum([len(event.payload) for event in events])
+        self.answer: asyncio.Future[Appended] = loop.create_future()
+        self.deadline = deadline
         #: Whether it may have been carried out, or be so yet.
         self.sent = False
+
+    @property
+    def stored(self) -> str:
+        """Whether it was, as far as one can tell without an answer."""
+        return "whether it was stored is not known" if self.sent else "nothing was stored"
 
 
 class Writer:
@@ -60,7 +67,9 @@ class Writer:
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._key = self._link.keys.batch(new_writer())
+        self._name = f"batch:{new_writer()}"
+        self._loop = asyncio.get_running_loop()
+        self._watching = False
         self._number = 0
         self._trouble: Exception | None = None
 
@@ -71,19 +80,34 @@ class Writer:
 
     async def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Store all or none. :raises StoreUnavailable: if nothing was stored, or it cannot be known in time."""
-        job = Append(events)
+        job = Append(events, self._loop, self._loop.time() + self._patience)
         self._queue.append(job)
+        if not self._watching:
+            self._watch(job.deadline)
         self._idle.clear()
         self._more.set()
-        try:
-            async with asyncio.timeout(self._patience):
-                return await job.answer
-        except TimeoutError:
-            why = f" ({unavailable('', self._trouble)})".replace("event store : ", "") if self._trouble else ""
-            stored = "whether it was stored is not known" if job.sent else "nothing was stored"
-            raise StoreUnavailable(
-                f"event store {self._link.where}: no answer within {self._patience:g} s; {stored}{why}"
-            ) from self._trouble
+        return await job.answer
+
+    def _watch(self, deadline: float) -> None:
+        self._watching = True
+        self._loop.call_at(deadline, self._look_at_deadlines)
+
+    def _look_at_deadlines(self) -> None:
+        """Let publishers go that waited too long; one timer does, as they came in this order."""
+        self._watching = False
+        now = self._loop.time()
+        trouble = self._trouble
+        why = f" ({unavailable('', trouble)})".replace("event store : ", "") if trouble is not None else ""
+        for job in (*self._sending, *self._queue):
+            if job.answer.done():
+                continue
+            if job.deadline > now:
+                self._watch(job.deadline)
+                return
+            said = f"event store {self._link.where}: no answer within {self._patience:g} s; {job.stored}{why}"
+            error = StoreUnavailable(said)
+            error.__cause__ = trouble
+            job.answer.set_exception(error)
 
     async def finish(self) -> None:
         """Wait until all that was queued is stored."""
@@ -93,8 +117,7 @@ class Writer:
         """Refuse what is still waiting."""
         for job in (*self._sending, *self._queue):
             if not job.answer.done():
-                stored = "whether it was stored is not known" if job.sent else "nothing was stored"
-                job.answer.set_exception(StoreUnavailable(f"event store {self._link.where} was closed; {stored}"))
+                job.answer.set_exception(StoreUnavailable(f"event store {self._link.where} was closed; {job.stored}"))
 
     async def run(self) -> None:
         """Append what is queued, until cancelled."""
@@ -151,7 +174,9 @@ class Writer:
 
     async def _call(self, group: Sequence[Append]) -> None:
         events = [event for job in group for event in job.events]
-        arguments = [part for job in group for part in job.packed]
+        names = [name for job in group for name, _ in job.packed]
+        arguments = [both for job in group for _, both in job.packed]
+        size = sum(job.bytes for job in group)
         while True:
             asked = self._history.epoch
             answer = await self._link.call(
@@ -159,11 +184,13 @@ class Writer:
                 *self._history.evidence,
                 new_epoch(),
                 self._link.vouched,
+                self._name,
                 self._number,
                 "" if self._now is None else int(self._now() * 1000),
+                size,
                 *self._retention,
-                *arguments,
-                key=self._key,
+                more=arguments,
+                parts=2,
             )
             if answer[0] == b"WHO":
                 await self._link.look_at_server()
@@ -174,24 +201,31 @@ class Writer:
             else:
                 break
         current = self._history.learn(answer, asked)
-        self._stored(group, events, answer, current=current)
+        self._stored(group, events, names, answer, current=current)
 
-    def _stored(self, group: Sequence[Append], events: list[StoredEvent], answer: list[Any], *, current: bool) -> None:
+    def _stored(
+        self,
+        group: Sequence[Append],
+        events: list[StoredEvent],
+        names: list[bytes],
+        answer: list[Any],
+        *,
+        current: bool,
+    ) -> None:
         seqs, known = seqs_of(answer[5], len(events))
-        fresh = events
+        numbers = seqs
         if known:
-            fresh = [event for place, event in enumerate(events) if place not in known]
+            events = [event for place, event in enumerate(events) if place not in known]
+            names = [name for place, name in enumerate(names) if place not in known]
             numbers = [seq for place, seq in enumerate(seqs) if place not in known]
-        else:
-            numbers = seqs
-        for event, seq in zip(fresh, numbers, strict=True):
+        for event, seq in zip(events, numbers, strict=True):
             event.seq = seq
-        if fresh and current:
+        if events and current:
             # Else others stored something before these, and the reader tells all of it.
             if self._history.told == numbers[0] - 1:
-                self._history.tell(fresh)
+                self._history.tell(events, names)
             else:
-                self._history.acknowledged(fresh[-1])
+                self._history.acknowledged(numbers[-1], names[-1])
         at = 0
         for job in group:
             after = at + len(job.events)

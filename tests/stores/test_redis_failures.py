@@ -70,7 +70,10 @@ async def until(true: Callable[[], Awaitable[bool] | bool], seconds: float = 10.
 
 async def until_told(listener: RecordingListener, number: int) -> None:
     """Until so many events were told; their numbers may begin again."""
-    await until(lambda: len(listener.events) >= number)
+    try:
+        await until(lambda: len(listener.events) >= number)
+    except TimeoutError:
+        raise AssertionError(f"only {listener.seqs} were told, with epochs {listener.epochs}") from None
 
 
 def ends(bounds: Bounds) -> list[int]:
@@ -284,6 +287,7 @@ async def test_an_old_primary_that_comes_back(start_broker: StartBroker, proxy: 
         way.target = replica.port
         way.cut(reset=True)
         assert (await store.append(stored_events(5))).seqs == [3, 4, 5, 6, 7]
+        await until_told(told, 9)
         way.target = primary.port
         way.cut(reset=True)
         await told.until_epoch(2, 10)

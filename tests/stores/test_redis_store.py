@@ -260,6 +260,20 @@ async def test_all_keys_of_a_log_are_on_one_node_of_a_cluster(broker: Broker) ->
     assert PRUNE.sha
 
 
+async def test_a_node_of_a_cluster(start_broker: StartBroker) -> None:
+    broker = start_broker("valkey", "none", "--cluster-enabled", "yes")
+    with broker.client() as client:
+        assert "event store" in await refused(broker.url), "the cluster is down"
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        await until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+    async with opened(broker) as (store, told), opened(broker) as (other, _):
+        await store.append(stored_events(2))
+        assert (await other.append(stored_events(2))).seqs == [3, 4]
+        await told.until(4, 5)
+        await store.begin_epoch()
+        await store.prune()
+
+
 async def test_a_new_epoch_by_hand(broker: Broker) -> None:
     async with opened(broker, key="by-hand") as (store, told):
         events = stored_events(6)
