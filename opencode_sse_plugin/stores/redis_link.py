@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from redis import exceptions
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -127,6 +128,7 @@ class Link:
             socket_connect_timeout=TIMEOUT,
             decode_responses=False,
         )
+        self._pool = self._client.connection_pool
         #: Which process of the server we know, and whether it flushes every write before it answers.
         self.vouched = ""
 
@@ -136,23 +138,32 @@ class Link:
 
     async def forget_connections(self) -> None:
         """Look for the server anew: the address may lead to another one by now."""
-        await self._client.connection_pool.disconnect(inuse_connections=False)
+        await self._pool.disconnect(inuse_connections=False)
 
-    async def call(
-        self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = (), parts: int = 1
-    ) -> list[Any]:
-        """Run a script.
-
-        :param more: further arguments, ``parts`` of them in each, as the protocol has them.
-        :raises RedisError, OSError: whatever went wrong.
-        """
-        words = ("EVALSHA", script.sha, len(self.keys), *self.keys, *arguments)
-        command = b"".join([b"*%d\r\n" % (len(words) + parts * len(more)), *map(_bulk, words), *more])
+    async def call(self, script: Script, *arguments: str | bytes | int) -> list[Any]:
+        """Run a script. :raises RedisError, OSError: whatever went wrong."""
+        command = self._command(script, arguments)
+        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         try:
-            return await self._send(command)
+            return await self._run(connection, script, command)
+        finally:
+            await self._pool.release(connection)
+
+    def _command(self, script: Script, arguments: Sequence[str | bytes | int], more: Sequence[bytes] = ()) -> bytes:
+        words = ("EVALSHA", script.sha, len(self.keys), *self.keys, *arguments)
+        return b"".join([b"*%d\r\n" % (len(words) + 2 * len(more)), *map(_bulk, words), *more])
+
+    async def _run(self, connection: AbstractConnection, script: Script, command: bytes) -> list[Any]:
+        try:
+            return await self._send(connection, command)
         except exceptions.NoScriptError:
             await self._ask("SCRIPT LOAD", script.text)
-            return await self._send(command)
+            return await self._send(connection, command)
+
+    async def _send(self, connection: AbstractConnection, command: bytes) -> list[Any]:
+        await connection.send_packed_command([command], check_health=False)
+        answer: list[Any] = await connection.read_response()
+        return answer
 
     async def news(self, after: int) -> bool:
         """Wait until an event is stored beyond this number, for a second at most."""
@@ -185,16 +196,38 @@ class Link:
     async def _ask(self, *words: Any) -> Any:
         return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
-    async def _send(self, command: bytes) -> list[Any]:
-        """What the client library does, but for putting commands together: it takes half of an append's time."""
-        pool = self._client.connection_pool
-        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+
+class Way:
+    """A connection that is kept for one who calls again and again: asking the pool for it takes as long as a call."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._connection: AbstractConnection | None = None
+
+    async def call(self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = ()) -> list[Any]:
+        """As :meth:`Link.call`.
+
+        :param more: further arguments, two in each, as the protocol has them: putting commands together takes half of
+            the client library's time.
+        """
+        link = self._link
+        connection = self._connection
+        if connection is None:
+            connection = await link._pool.get_connection()  # type: ignore[no-untyped-call]
+        self._connection = None
         try:
-            await connection.send_packed_command([command], check_health=False)
-            answer: list[Any] = await connection.read_response()
-            return answer
-        finally:
-            await pool.release(connection)
+            answer = await link._run(connection, script, link._command(script, arguments, more))
+        except BaseException:
+            await link._pool.release(connection)
+            raise
+        self._connection = connection
+        return answer
+
+    async def close(self) -> None:
+        """Give it back."""
+        if self._connection is not None:
+            await self._link._pool.release(self._connection)
+            self._connection = None
 
 
 def _bulk(word: str | bytes | int) -> bytes:

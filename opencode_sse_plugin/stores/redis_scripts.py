@@ -62,10 +62,7 @@ local function is_right(seq, name)
   if seq < log.oldest or (seq <= log.head and seq <= log.head - {KNOWN_MAX}) then
     return true
   end
-  if seq == log.head then
-    return name == log.newest
-  end
-  return seq < log.head and redis.call('ZSCORE', known, name) == int(seq)
+  return seq <= log.head and (seq == log.head and name == log.newest or redis.call('ZSCORE', known, name) == int(seq))
 end
 
 local function replicas()

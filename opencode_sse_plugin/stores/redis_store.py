@@ -26,7 +26,8 @@ Result = TypeVar("Result")
 
 #: Under these the server may throw a log away; with a limit, that is.
 _LOSSY_POLICIES: Final = ("allkeys-lru", "allkeys-lfu", "allkeys-random")
-#: Seconds.
+#: How long closing waits for what was queued: a bus that drains has given its publishers time already. Seconds.
+_FINISH: Final = 0.5
 _CANCEL_AGAIN: Final = 0.05
 
 
@@ -95,7 +96,7 @@ class RedisEventStore:
             await looking.close()
         running, self._running = self._running, None
         if running is not None:
-            await running.close(self._patience)
+            await running.close()
 
     async def append(self, events: Sequence[StoredEvent]) -> Appended:
         running = self._opened()
@@ -191,11 +192,11 @@ class _Running:
             asyncio.create_task(self.reader.run(), name="opencode-sse redis reader"),
         ]
 
-    async def close(self, patience: float) -> None:
-        """Finish what was queued, and end."""
+    async def close(self) -> None:
+        """Finish what was queued, if it takes no time, and end."""
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(_FINISH):
                     await self.writer.finish()
         finally:
             pending = set(self._tasks)
@@ -203,5 +204,5 @@ class _Running:
                 for task in pending:
                     task.cancel()
                 _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN)
-            self.writer.give_up()
+            await self.writer.give_up()
             await self.history.link.close()

@@ -18,7 +18,7 @@ from ..errors import StoreUnavailable
 from ..events import StoredEvent, new_epoch
 from . import Appended, Retention
 from .redis_history import History
-from .redis_link import Backoff, may_have_run, new_writer, passes, unavailable
+from .redis_link import Backoff, Way, may_have_run, new_writer, passes, unavailable
 from .redis_log import packed, seqs_of
 from .redis_scripts import APPEND
 
@@ -31,6 +31,8 @@ _GROUP_BYTES: Final = 4 * 1024 * 1024
 
 class Append:
     """Events on their way into the log."""
+
+    __slots__ = ("answer", "bytes", "deadline", "events", "packed", "sent")
 
     def __init__(self, events: Sequence[StoredEvent], loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         self.events = events
@@ -59,6 +61,7 @@ class Writer:
     ) -> None:
         self._history = history
         self._link = history.link
+        self._way = Way(history.link)
         self._patience = patience
         self._retention = retention_arguments(retention)
         self._now = now
@@ -113,8 +116,9 @@ class Writer:
         """Wait until all that was queued is stored."""
         await self._idle.wait()
 
-    def give_up(self) -> None:
+    async def give_up(self) -> None:
         """Refuse what is still waiting."""
+        await self._way.close()
         for job in (*self._sending, *self._queue):
             if not job.answer.done():
                 job.answer.set_exception(StoreUnavailable(f"event store {self._link.where} was closed; {job.stored}"))
@@ -179,7 +183,7 @@ class Writer:
         size = sum(job.bytes for job in group)
         while True:
             asked = self._history.epoch
-            answer = await self._link.call(
+            answer = await self._way.call(
                 APPEND,
                 *self._history.evidence,
                 new_epoch(),
@@ -190,7 +194,6 @@ class Writer:
                 size,
                 *self._retention,
                 more=arguments,
-                parts=2,
             )
             if answer[0] == b"WHO":
                 await self._link.look_at_server()

@@ -31,7 +31,8 @@ def cut(broker: Broker, key: str, end: int) -> None:
             for id, fields in entries:
                 together.xadd(stream, fields, id=id)
             together.zremrangebyscore(known, end + 1, "+inf")
-            together.hset(meta, "head", str(end))
+            newest = next(iter(entries[-1][1])) if entries else ""
+            together.hset(meta, mapping={"head": str(end), "newest": newest})
             together.execute()
 
 

@@ -446,3 +446,26 @@ async def test_while_the_server_is_away_subscribers_stay(start_broker: StartBrok
             while (delivery := await anext(events)).seq is None:
                 assert delivery.event.type == "server.heartbeat"
             assert (delivery.seq, delivery.event.id) == (2, "evt_after")
+
+
+async def test_a_bus_drains_though_the_server_hangs(start_broker: StartBroker) -> None:
+    """What it accepted is refused then, and nobody waits longer than a drain may take."""
+    broker = start_broker("valkey", "none")
+    bus = EventBus(Settings(store=broker.url), plugins=Plugins(discover=False))
+    async with bus, anyio.create_task_group() as group:
+        await bus.publish("test.event")
+        broker.pause()
+        refused: list[StoreUnavailable] = []
+
+        async def publish() -> None:
+            try:
+                await bus.publish("test.event")
+            except StoreUnavailable as error:
+                refused.append(error)
+
+        group.start_soon(publish)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(3):  # Two seconds are promised, and this machine may be busy.
+            await bus.drain()
+    assert len(refused) == 1
+    broker.resume()

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+import redis
 
 from opencode_sse_plugin import StoreUnavailable
 from opencode_sse_plugin.stores import Evicted, Page, Retention
@@ -253,9 +254,8 @@ async def test_all_keys_of_a_log_are_on_one_node_of_a_cluster(broker: Broker) ->
         await store.begin_epoch()
     with broker.client() as client:
         keys = client.keys("{tagged}*")
-        assert len(keys) == 4
+        assert len(keys) == 3
         assert len({key_slot(key) for key in keys}) == 1
-        assert 0 < client.pttl(next(key for key in keys if b"batch" in key)) <= 600_000
         assert client.script_exists(*(script.sha for script in (OPEN, APPEND, PAGE, BEGIN))) == [True] * 4
     assert PRUNE.sha
 
@@ -303,6 +303,26 @@ async def test_it_can_be_looked_at_without_being_touched(broker: Broker) -> None
     assert [event.seq for event in page.events] == [2, 3]
     await looking.close()
     assert everything(broker) == before
+
+
+async def test_writers_that_are_gone_are_forgotten(broker: Broker) -> None:
+    """The answer to a writer's newest batch is kept for ten minutes, and nobody's for ever."""
+
+    def writers(client: redis.Redis) -> int:
+        return sum(field.startswith(b"batch:") for field in client.hkeys("{writers}:log"))
+
+    with broker.client() as client:
+        for number in range(5):
+            async with opened(broker, key="writers") as (store, _):
+                await store.append(stored_events(1))
+            assert writers(client) == number + 1
+        for field, value in client.hgetall("{writers}:log").items():
+            if field.startswith(b"batch:"):
+                number, at, rest = value.split(b" ", 2)
+                client.hset("{writers}:log", field, b"%b %d %b" % (number, int(at) - 600_001, rest))
+        async with opened(broker, key="writers") as (store, _):
+            assert writers(client) == 0
+            assert (await store.append(stored_events(1))).seqs == [6]
 
 
 async def test_the_chain_of_epochs_is_bounded(broker: Broker) -> None:

@@ -1,11 +1,12 @@
 """Appends to Valkey, events a second with 1, 10 and 100 publishers in flight: our store's, beside a bare pipelined
 script that commits the same batches from the same client. In one process, beside a server of its own; prints a table.
 
-    python tests/benchmarks/servers/store_redis.py [ROUNDS] [--json]
+    python tests/benchmarks/servers/store_redis.py [--rounds 5] [--seconds 1] [--json]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import subprocess
@@ -27,8 +28,7 @@ from opencode_sse_plugin.stores.redis_store import RedisEventStore
 from opencode_sse_plugin.testing.samples import RecordingListener, stored_event
 
 PUBLISHERS: Final = (1, 10, 100)
-SECONDS: Final = 1.0
-#: More than there is time for.
+#: More than there is time for, in a second.
 SAMPLES: Final = 200_000
 #: What a log cannot do without: numbers without holes, and one entry an event.
 BARE: Final = """
@@ -50,14 +50,14 @@ class Counting(RedisEventStore):
     async def open(self, listener: Any) -> Any:
         bounds = await super().open(listener)
         assert self._running is not None
-        link = self._running.history.link
-        call = link.call
+        way = self._running.writer._way
+        call = way.call
 
         async def counted(script: Any, *arguments: Any, **options: Any) -> Any:
             self.calls += script is APPEND
             return await call(script, *arguments, **options)
 
-        link.call = counted  # type: ignore[method-assign]
+        way.call = counted  # type: ignore[method-assign]
         return bounds
 
 
@@ -66,7 +66,7 @@ class Forgetful(RecordingListener):
         pass
 
 
-async def ours(url: str, publishers: int) -> tuple[float, float]:
+async def ours(url: str, publishers: int, seconds: float) -> tuple[float, float]:
     """Events a second, and events a call."""
     store = Counting(url, Retention(1_000_000, 1 << 30))
     await store.open(Forgetful())
@@ -80,11 +80,11 @@ async def ours(url: str, publishers: int) -> tuple[float, float]:
             await store.append((event,))
             stored += 1
 
-    samples = [stored_event(size=SIZE) for _ in range(SAMPLES)]
+    samples = [stored_event(size=SIZE) for _ in range(int(SAMPLES * seconds))]
     gc.collect()
     gc.freeze()  # Samples are no garbage, and looking at them is not the store's work.
     until = begun = time.perf_counter()
-    until += SECONDS
+    until += seconds
     await asyncio.gather(*(publish() for _ in range(publishers)))
     took = time.perf_counter() - begun
     calls = store.calls
@@ -92,13 +92,13 @@ async def ours(url: str, publishers: int) -> tuple[float, float]:
     return stored / took, stored / calls
 
 
-async def bare(url: str, batch: int) -> float:
+async def bare(url: str, batch: int, seconds: float) -> float:
     client = Redis.from_url(url)
     sha = await client.script_load(BARE)
     payloads = [b"x" * SIZE] * batch
     stored = 0
     begun = time.perf_counter()
-    while time.perf_counter() < begun + SECONDS:
+    while time.perf_counter() < begun + seconds:
         await client.execute_command("EVALSHA", sha, 2, "{bare}:events", "{bare}:head", *payloads)
         stored += batch
     took = time.perf_counter() - begun
@@ -117,7 +117,7 @@ def start(folder: str) -> tuple[subprocess.Popen[bytes], str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL), f"unix://{path}"
 
 
-async def main(rounds: int, *, json: bool) -> None:
+async def main(rounds: int, seconds: float, *, json: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         server, url = start(folder)
         try:
@@ -125,11 +125,11 @@ async def main(rounds: int, *, json: bool) -> None:
             found: dict[str, dict[str, list[float]]] = {}
             for _ in range(rounds):
                 for publishers in PUBLISHERS:
-                    mine, batch = await ours(url, publishers)
+                    mine, batch = await ours(url, publishers, seconds)
                     row = found.setdefault(str(publishers), {"ours": [], "bare": [], "batch": []})
                     row["ours"].append(mine)
                     row["batch"].append(batch)
-                    row["bare"].append(await bare(url, max(1, round(batch))))
+                    row["bare"].append(await bare(url, max(1, round(batch)), seconds))
                     async with Redis.from_url(url) as client:
                         await client.flushall()
         finally:
@@ -160,6 +160,10 @@ async def answering(url: str) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, whose median counts (5)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long one takes (1)")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    options = parser.parse_args()
     pin()
-    numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
-    asyncio.run(main(numbers[0] if numbers else 5, json="--json" in sys.argv))
+    asyncio.run(main(options.rounds, options.seconds, json=options.json))
