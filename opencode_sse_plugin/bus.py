@@ -41,6 +41,8 @@ from .siblings import has_siblings
 from .signals import chained_signals
 from .stores import EventStore, StoreRegistry
 from .stores.memory import open_memory
+from .stores.redis import SCHEMES as REDIS_SCHEMES
+from .stores.redis import open_redis
 from .stores.sqlite import open_sqlite
 from .subscriber import Grant, Mode, Start, Subscriber
 from .subscription import Services, Subscription
@@ -108,6 +110,8 @@ class EventBus:
         builtin_delivery_classes(self.delivery.register)
         self.stores.register("memory", open_memory)
         self.stores.register("sqlite", open_sqlite)
+        for scheme in REDIS_SCHEMES:
+            self.stores.register(scheme, open_redis)
         self.plugins.connect(self.policies.register, self.stores.register, self.delivery.register)
         if found:
             # Again: an ``sse_settings`` plugin may have named more, and one may have failed to register.

@@ -592,6 +592,10 @@ class GuaranteesOverSQLite(Guarantees):
     def make_store(self) -> Any:
         return WatchedStore(Path(self.folder.name, "a.db"), self.retain, lossy=True)
 
+    def other_store(self) -> Any:
+        """What another process has open."""
+        return SQLiteEventStore(self.store.path, lossy=True)
+
     def window(self) -> Retention:
         return Retention(6, 1500)
 
@@ -617,7 +621,7 @@ class GuaranteesOverSQLite(Guarantees):
         batch = [self.named(event) for event in batch]
 
         async def append() -> list[int]:
-            other = SQLiteEventStore(self.store.path, lossy=True)
+            other = self.other_store()
             await other.open(RecordingListener())
             appended = await other.append([StoredEvent.encode(event) for event in batch])
             await other.close()
