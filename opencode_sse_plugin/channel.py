@@ -32,7 +32,7 @@ class Reader(Protocol):
     #: The channel's count of evicted events by type when retention overtook this reader; ``None`` if it did not.
     overtaken: Counter[str] | None
 
-    def wake(self) -> None: ...
+    def give(self) -> None: ...
 
 
 class Batch(NamedTuple, Generic[Chunk]):
@@ -59,6 +59,7 @@ class Channel(Generic[Chunk]):
         self.base = self.base_bytes = self.total = self.total_bytes = 0
         self.readers: set[Reader] = set()
         self.members = 0
+        #: Readers with nothing to do but wait for more. Who is given what has come without its pump stays here.
         self.waiting: dict[Reader, None] = {}
         self.dirty = False
         #: Indexes behind an ``server.instance.disposed`` of the one directory this channel is filtered to.
@@ -214,7 +215,7 @@ class Channels:
         #: Under one of its sessions, else of its types where they are plain names, else under ``None``.
         self._index: dict[tuple[str, str] | None, list[Channel[object]]] = {None: []}
         self._dirty: list[Channel[object]] = []
-        #: Who is to be woken by :meth:`wake_some`.
+        #: Who is to be given something by :meth:`wake_some`.
         self.to_wake: deque[Reader] = deque()
 
     def __iter__(self) -> Iterator[Channel[object]]:
@@ -285,19 +286,17 @@ class Channels:
             channel.truncate(end)
 
     def gather(self) -> None:
-        """Let all who wait on a channel that got something be woken by :meth:`wake_some`."""
+        """Let all who wait on a channel that got something be given it by :meth:`wake_some`."""
         dirty, self._dirty = self._dirty, []
         for channel in dirty:
             channel.dirty = False
-            if channel.waiting:
-                waiting, channel.waiting = channel.waiting, {}
-                self.to_wake.extend(waiting)
+            self.to_wake.extend(channel.waiting)
 
     def wake_some(self) -> bool:
-        """Wake the next of them, so many that others on the event loop have their turn; whether more are left."""
+        """Give to the next of them, so many that others on the event loop have their turn; whether more are left."""
         to_wake = self.to_wake
         for _ in range(min(WAKE_AT_ONCE, len(to_wake))):
-            to_wake.popleft().wake()
+            to_wake.popleft().give()
         return bool(to_wake)
 
     def oldest(self, head: int) -> int:

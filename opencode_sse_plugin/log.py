@@ -55,6 +55,8 @@ class Log:
         self.store = store
         self.head = 0
         self.bounds = Bounds(1, 0, ())
+        #: The current epoch; that of ``bounds``, at hand for every delivery.
+        self.epoch = ""
         #: No waiting subscriber's last ``id:`` is older than this.
         self.oldest_bookmark = 0
         #: Whether the window holds whatever the store does, so that what leaves it is gone.
@@ -82,11 +84,6 @@ class Log:
         self._waiting_for_head: set[Follower] = set()
 
     @property
-    def epoch(self) -> str:
-        """The current epoch."""
-        return self.bounds.epoch
-
-    @property
     def waiting(self) -> int:
         """Events stored but not visible yet."""
         return len(self._arrivals)
@@ -96,6 +93,7 @@ class Log:
         self._call_soon = call_soon()
         self._call_later = call_later()
         self.bounds = await self.store.open(self)
+        self.epoch = self.bounds.epoch
         self.head = self.bounds.latest
         self.bookmark(self.head)
 
@@ -164,7 +162,7 @@ class Log:
 
     def epoch_changed(self, bounds: Bounds, end: int) -> None:
         """History beyond ``end`` was lost: forget it, and let everyone beyond it know."""
-        self.bounds = bounds
+        self.bounds, self.epoch = bounds, bounds.epoch
         while self._arrivals and self._arrivals[-1].seq > end:
             self._arrivals.pop()
         gone = self.channels.oldest(self.head) - 1  # Before the head moves: an empty window begins behind it.

@@ -15,7 +15,7 @@ import anyio.lowlevel
 
 from . import frames
 from .account import Loss
-from .channel import BATCH_BYTES, Channel
+from .channel import BATCH_BYTES, Batch, Channel
 from .clock import Clock
 from .delivery import DeliveryClasses
 from .edits import Cause, Edits
@@ -60,7 +60,7 @@ class Position(Generic[Chunk]):
         self.envelope = envelope
         self.ending: Ending | None = None
         self.reason = "client"
-        self.delivered = self.delivered_bytes = self.dropped = self.merged = 0
+        self.delivered = self.dropped = self.merged = 0
         #: Up to here everything has been given or reported.
         self.position = 0
         #: Sequence number of the last ``id:`` written.
@@ -145,7 +145,6 @@ class Position(Generic[Chunk]):
         if not events:
             return chunk
         self.delivered += len(events)
-        self.delivered_bytes += sum(len(event.payload) for event in events)
         self.last_id = events[-1].seq
         wrapped = self.envelope.batch(events, self._log.epoch)
         events.clear()
@@ -208,15 +207,24 @@ class Position(Generic[Chunk]):
             return self._take_folded(channel.total if stop is None else stop)
         lagged = self._take_loss()
         batch = channel.batch(self.index, self._log.epoch, stop)
-        self.delivered += batch.end - self.index
-        self.delivered_bytes += batch.size
-        self.index = batch.end
-        self.bytes_before += batch.size
-        self.position = self.last_id = batch.last_seq
+        self._gave(batch)
         self._leveled_if_level()
         if disposal is not None and batch.end == disposal:
             self.ending, self.reason = "clean", "complete"
         return batch.chunk if lagged is None else lagged + batch.chunk  # type: ignore[operator]
+
+    def _within_limits(self, count: int) -> bool:
+        """Whether its policy need not be asked about a lag of so many events; one event never exceeds a limit."""
+        limits = self.subscriber.limits
+        return count == 1 or (
+            count <= limits.events and self._channel.total_bytes - self.bytes_before <= limits.bytes
+        )
+
+    def _gave(self, batch: Batch[Chunk]) -> None:
+        self.delivered += batch.end - self.index
+        self.index = batch.end
+        self.bytes_before += batch.size
+        self.position = self.last_id = batch.last_seq
 
     def _leveled_if_level(self) -> None:
         if not self.limited and self.index == self._channel.total:
