@@ -286,7 +286,7 @@ def check_parts(
         for name, place in (("directory", directory), ("project", project), ("workspace", workspace)):
             if place is not None and not isinstance(place, str):
                 raise InvalidEvent(f"{name} must be a string", index=index)
-    if scope not in ("instance", "global"):
+    if scope != "instance" and scope != "global":
         raise InvalidEvent("scope must be 'instance' or 'global'", index=index)
 
 

@@ -25,6 +25,23 @@ _WARN_AT: Final = 0.75
 class Subscription(Position[Chunk]):
     """One stream, from its first frame to its end."""
 
+    __slots__ = (
+        "_now",
+        "_slow",
+        "_started",
+        "_told_epoch",
+        "_waiter",
+        "_waiting",
+        "_warned",
+        "drain_now",
+        "heartbeat_due",
+        "last_frame",
+        "on_cut",
+        "retry_after_drain",
+        "write",
+        "writing_since",
+    )
+
     def __init__(self, services: Services, subscriber: Subscriber, envelope: Envelope[Chunk]) -> None:
         super().__init__(services, subscriber, envelope)
         self._now = services.clock.now
@@ -107,7 +124,7 @@ class Subscription(Position[Chunk]):
             await self._open()
         while True:
             if self._outbox:
-                return self._outbox.popleft()
+                return self._outbox.pop(0)
             if self.ending is not None:
                 return None
             if self._expired is not None:
