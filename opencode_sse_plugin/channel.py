@@ -22,6 +22,7 @@ BATCH_BYTES: Final = 64 * 1024
 #: So many readers are woken in one turn of the event loop; with stepping, each is a write of about 10 µs.
 WAKE_AT_ONCE: Final = 100
 _CACHED_BATCHES: Final = 8
+_KEPT_PAGES: Final = 32
 _DISPOSED: Final = "server.instance.disposed"
 
 
@@ -42,6 +43,15 @@ class Batch(NamedTuple, Generic[Chunk]):
     end: int
     size: int
     last_seq: int
+
+
+class Page(NamedTuple, Generic[Chunk]):
+    """A page of the store as a channel sees it; ``chunk`` is ``None`` where nothing matched."""
+
+    chunk: Chunk | None
+    matches: int
+    last_match: int
+    last: int
 
 
 class Channel(Generic[Chunk]):
@@ -69,6 +79,8 @@ class Channel(Generic[Chunk]):
             next(iter(filter.directories)) if filter.directories and len(filter.directories) == 1 else None
         )
         self._cache: dict[int, Batch[Chunk]] = {}
+        #: Pages of the store by the position before them, wrapped for all who read on from there.
+        self.pages: dict[int, Page[Chunk]] = {}
         self._floor = 0
         self._behind = 0
         self._evicted_types: Counter[str] = Counter()
@@ -110,10 +122,12 @@ class Channel(Generic[Chunk]):
             self.disposals.pop()
         self._floor = min(self._floor, self.total)
         self._cache.clear()
+        self.pages.clear()
 
     def flush(self) -> None:
         """Forget wrapped batches, whose frames name the epoch."""
         self._cache.clear()
+        self.pages.clear()
 
     def join(self, reader: Reader, position: int) -> tuple[int, int]:
         """Begin to track a reader that has been given everything up to a sequence number.
@@ -183,6 +197,13 @@ class Channel(Generic[Chunk]):
             self._cache[index] = batch
         return batch
 
+    def keep_page(self, position: int, page: Page[Chunk]) -> None:
+        """Keep a page for the others who read on from a position."""
+        if self.members > 1:
+            if len(self.pages) >= _KEPT_PAGES:
+                del self.pages[next(iter(self.pages))]
+            self.pages[position] = page
+
     def between(self, start: int, stop: int) -> Iterator[StoredEvent]:
         """The events at absolute indexes ``start`` to ``stop``; both must still be held."""
         events, base = self.events, self.base
@@ -247,24 +268,28 @@ class Channels:
 
     def publish(self, event: StoredEvent) -> None:
         """Make one event visible: give it to the channels it belongs to, let the window's oldest go."""
-        index = self._index
-        taken = [channel for channel in index[None] if channel.accepts(event)]
-        if len(index) > 1:
-            for place in (("type", event.type), ("session", event.session or "")):
-                if place in index:
-                    taken += [channel for channel in index[place] if channel.accepts(event)]
-        size = len(event.payload)
+        taken: Sequence[Channel[object]] = self._taking(event) if self._channels else ()
         for channel in taken:
             channel.append(event)
             if not channel.dirty:
                 channel.dirty = True
                 self._dirty.append(channel)
+        size = len(event.payload)
         self.bytes += size
         self.total_bytes += size
         window = self._window
         window.append((event, taken, self.total_bytes))
         while len(window) > self.max_events or (self.bytes > self.max_bytes and len(window) > 1):
             self._evict_oldest()
+
+    def _taking(self, event: StoredEvent) -> list[Channel[object]]:
+        index = self._index
+        taken = [channel for channel in index[None] if channel.accepts(event)]
+        if len(index) > 1:
+            for place in (("type", event.type), ("session", event.session or "")):
+                if place in index:
+                    taken += [channel for channel in index[place] if channel.accepts(event)]
+        return taken
 
     def forget(self) -> None:
         """Empty the window."""

@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
-import anyio.lowlevel
-
 from . import frames
 from .account import Loss
-from .channel import BATCH_BYTES, Batch, Channel
+from .channel import BATCH_BYTES, Batch, Channel, Page
 from .clock import Clock
 from .delivery import DeliveryClasses
 from .edits import Cause, Edits
@@ -30,7 +28,8 @@ from .subscriber import Subscriber
 
 Chunk = TypeVar("Chunk")
 
-PAGE_EVENTS: Final = 500
+#: Pages end where the sequence number is a multiple of this, so that all who replay come to read the same ones.
+PAGE_EVENTS: Final = 128
 #: Why the classes that a start left out are not given.
 _NOT_ASKED_FOR: Final = Cause("events", Lag(0, 0), "start")
 Ending = Literal["clean", "abort"]
@@ -143,7 +142,7 @@ class Position(Generic[Chunk]):
 
     async def _page(self) -> Chunk | None:
         """Read what follows the position from the store; goes live where that leads on without a gap."""
-        await anyio.lowlevel.checkpoint()
+        await self._turn()
         log = self._log
         target = log.head if self._stop is None else self._stop
         if self._stop is None and self._join():
@@ -152,14 +151,24 @@ class Position(Generic[Chunk]):
             if self._stop is not None:
                 self.ending, self.reason = "clean", "complete"
             return self._take_loss()
+        shared = self._loss is None and self.position >= self._classes_until
+        kept = self._channel.pages.get(self.position) if shared else None
+        if kept is not None and kept.last <= target:
+            return self._take_page(kept)
         epoch = log.epoch
-        page = await log.store.read(self.position, PAGE_EVENTS, BATCH_BYTES)
+        page = await log.store.read(self.position, PAGE_EVENTS - self.position % PAGE_EVENTS, BATCH_BYTES)
         if log.epoch != epoch or self._expired is not None:
             return None
         if isinstance(page, Evicted):
             self._overtaken_by_retention(page.oldest - 1)
             return None
         events: list[StoredEvent] = []
+        if shared and page.last <= target:
+            events = [event for event in page.events if self._channel.accepts(event)]
+            wrapped = self.envelope.batch(events, epoch) if events else None
+            read = Page(wrapped, len(events), events[-1].seq if events else 0, page.last)
+            self._channel.keep_page(self.position, read)
+            return self._take_page(read)
         chunk: Chunk | None = None
         before = self.position
         for event in page.events:
@@ -175,6 +184,17 @@ class Position(Generic[Chunk]):
                     events.append(event)
             self.position = event.seq
         return self._joined(chunk, events)
+
+    async def _turn(self) -> None:
+        """Wait for the turn to read a page."""
+        raise NotImplementedError
+
+    def _take_page(self, page: Page[Chunk]) -> Chunk | None:
+        self.position = page.last
+        if page.matches:
+            self.delivered += page.matches
+            self.last_id = page.last_match
+        return page.chunk
 
     def _joined(self, chunk: Chunk | None, events: list[StoredEvent]) -> Chunk | None:
         """Wrap events behind a chunk, and empty the list."""
@@ -252,9 +272,7 @@ class Position(Generic[Chunk]):
     def _within_limits(self, count: int) -> bool:
         """Whether its policy need not be asked about a lag of so many events; one event never exceeds a limit."""
         limits = self.subscriber.limits
-        return count == 1 or (
-            count <= limits.events and self._channel.total_bytes - self.bytes_before <= limits.bytes
-        )
+        return count == 1 or (count <= limits.events and self._channel.total_bytes - self.bytes_before <= limits.bytes)
 
     def _gave(self, batch: Batch[Chunk]) -> None:
         self.delivered += batch.end - self.index

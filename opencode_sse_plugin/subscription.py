@@ -171,6 +171,10 @@ class Subscription(Position[Chunk]):
         finally:
             self._stop_waiting()
 
+    async def _turn(self) -> None:
+        self._log.wake_for_page(self)
+        await self._waiter.wait()
+
     def _stop_waiting(self) -> None:
         self._waiting = False
         self._channel.waiting.pop(self, None)
