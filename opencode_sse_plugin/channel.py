@@ -78,7 +78,8 @@ class Channel(Generic[Chunk]):
         self._directory = (
             next(iter(filter.directories)) if filter.directories and len(filter.directories) == 1 else None
         )
-        self._cache: dict[int, Batch[Chunk]] = {}
+        #: Batches by where they begin, until the next event.
+        self.ready: dict[int, Batch[Chunk]] = {}
         #: Pages of the store by the position before them, wrapped for all who read on from there.
         self.pages: dict[int, Page[Chunk]] = {}
         self._floor = 0
@@ -94,8 +95,8 @@ class Channel(Generic[Chunk]):
         self.events.append(event)
         self.total += 1
         self.total_bytes += len(event.payload)
-        if self._cache:
-            self._cache.clear()
+        if self.ready:
+            self.ready.clear()
         if self._directory is not None and event.type == _DISPOSED and self._ends_with(event):
             self.disposals.append(self.total)
 
@@ -121,12 +122,12 @@ class Channel(Generic[Chunk]):
         while self.disposals and self.disposals[-1] > self.total:
             self.disposals.pop()
         self._floor = min(self._floor, self.total)
-        self._cache.clear()
+        self.ready.clear()
         self.pages.clear()
 
     def flush(self) -> None:
         """Forget wrapped batches, whose frames name the epoch."""
-        self._cache.clear()
+        self.ready.clear()
         self.pages.clear()
 
     def join(self, reader: Reader, position: int) -> tuple[int, int]:
@@ -180,7 +181,7 @@ class Channel(Generic[Chunk]):
     def batch(self, index: int, epoch: str, stop: int | None = None) -> Batch[Chunk]:
         """Wrap what follows an index, at most ``BATCH_BYTES`` or one event; shared by everyone who asks from there."""
         if stop is None:
-            found = self._cache.get(index)
+            found = self.ready.get(index)
             if found is not None:
                 return found
         events: list[StoredEvent] = []
@@ -192,9 +193,9 @@ class Channel(Generic[Chunk]):
             events.append(event)
         batch = Batch(self.envelope.batch(events, epoch), index + len(events), size, events[-1].seq)
         if stop is None:
-            if len(self._cache) >= _CACHED_BATCHES:
-                self._cache.clear()
-            self._cache[index] = batch
+            if len(self.ready) >= _CACHED_BATCHES:
+                self.ready.clear()
+            self.ready[index] = batch
         return batch
 
     def keep_page(self, position: int, page: Page[Chunk]) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..errors import ConfigurationError, SSEPluginError
-from . import plugins, serve
+from . import bench, plugins, serve
 
-_COMMANDS = (serve, plugins)
+_COMMANDS = (serve, plugins, bench)
 
 
 def parser() -> argparse.ArgumentParser:
