@@ -223,10 +223,11 @@ class Publisher:
                 pending.done.wake()
 
     def _stored(self, events: Sequence[StoredEvent], appended: Appended) -> None:
-        self.published += len(events) - appended.duplicates
-        self.duplicates += appended.duplicates
+        seqs, duplicates = appended
+        self.published += len(events) - duplicates
+        self.duplicates += duplicates
         if self._plugins.published:
-            for event, seq in zip(events, appended.seqs, strict=True):
+            for event, seq in zip(events, seqs, strict=True):
                 if event.seq == seq:
                     self._plugins.event_published(event, seq)
 

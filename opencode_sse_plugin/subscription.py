@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -26,6 +26,23 @@ _WARN_AT: Final = 0.75
 class Subscription(Position[Chunk]):
     """One stream, from its first frame to its end."""
 
+    __slots__ = (
+        "_now",
+        "_slow",
+        "_started",
+        "_told_epoch",
+        "_waiter",
+        "_waiting",
+        "_warned",
+        "drain_now",
+        "heartbeat_due",
+        "last_frame",
+        "on_cut",
+        "retry_after_drain",
+        "write",
+        "writing_since",
+    )
+
     def __init__(self, services: Services, subscriber: Subscriber, envelope: Envelope[Chunk]) -> None:
         super().__init__(services, subscriber, envelope)
         self._now = services.clock.now
@@ -35,10 +52,8 @@ class Subscription(Position[Chunk]):
         self.heartbeat_due = False
         self.retry_after_drain: int | None = None
         self.drain_now = False
-        #: Set by a pump: gives what is there while the pump waits; whether the pump can go on waiting.
-        self.step: Callable[[], bool] | None = None
-        #: A write begun by ``step`` that has to wait.
-        self.unfinished: Awaitable[None] | None = None
+        #: Set by a pump: writes a chunk at once, in its place; ``False`` if only the pump can.
+        self.write: Callable[[Chunk], bool] | None = None
         #: Set by a pump: gets it out of a write that may never return.
         self.on_cut: Callable[[], None] | None = None
         self._waiting = False
@@ -82,18 +97,11 @@ class Subscription(Position[Chunk]):
             return None
         channel, index = self._channel, self.index
         count = channel.total - index
-        if count == 0 or index < channel.base or channel.disposals:
+        if not count or index < channel.base or channel.disposals or not self._within_limits(count):
             return None
-        if count > 1:
-            limits = self.subscriber.limits
-            if count > limits.events or channel.total_bytes - self.bytes_before > limits.bytes:
-                return None
-        chunk, self.index, size, self.position = channel.batch(index, self._log.epoch)
-        self.last_id = self.position
-        self.delivered += self.index - index
-        self.delivered_bytes += size
-        self.bytes_before += size
-        return chunk
+        batch = channel.batch(index, self._log.epoch)
+        self._gave(batch)
+        return batch.chunk
 
     def given(self) -> None:
         """What was given is being written from now on."""
@@ -117,7 +125,7 @@ class Subscription(Position[Chunk]):
             await self._open()
         while True:
             if self._outbox:
-                return self._outbox.popleft()
+                return self._outbox.pop(0)
             if self.ending is not None:
                 return None
             if self._expired is not None:
@@ -159,24 +167,49 @@ class Subscription(Position[Chunk]):
             self._channel.waiting[self] = None
         else:
             self._log.wake_at_head(self)
-        self._waiting = True
+        # Where what comes next is not just the next events, only the pump can tell.
+        self._waiting = self._live and not self._edits
         try:
             await self._waiter.wait()
         finally:
-            self._waiting = False
-        if self.unfinished is not None:
-            rest, self.unfinished = self.unfinished, None
-            await rest
-            self._written()
+            self._stop_waiting()
+
+    async def _turn(self) -> None:
+        self._log.wake_for_page(self)
+        await self._waiter.wait()
+
+    def _stop_waiting(self) -> None:
+        self._waiting = False
+        self._channel.waiting.pop(self, None)
+
+    def give(self) -> None:
+        """More has come: write it in place of a pump that waits, or let the pump look.
+
+        A pump waits only where nothing but events can come next, and whatever changes that calls :meth:`wake`.
+        """
+        write = self.write
+        if self._waiting and write is not None:
+            channel, index = self._channel, self.index
+            count = channel.total - index
+            if not count:
+                return
+            if index >= channel.base and not channel.disposals and (count == 1 or self._within_limits(count)):
+                chunk, end, size, last = channel.ready.get(index) or channel.batch(index, self._log.epoch)
+                if write(chunk):
+                    # As in _gave: a call less for each delivery.
+                    self.delivered += end - index
+                    self.index = end
+                    self.bytes_before += size
+                    self.position = self.last_id = last
+                    self.last_frame = self._now()
+                    if end == channel.total:
+                        return
+        self.wake()  # A big backlog goes on in turns with the others.
 
     def wake(self) -> None:
-        """Let a waiting pump look again, or give what is there in its place."""
-        if self.step is not None and self._waiting:
-            if self.step():
-                self._channel.waiting[self] = None
-                return
-            # From here on it is the pump's: two writers must never meet.
-            self._waiting = False
+        """Let a waiting pump look again. From here on it is the pump's: two writers must never meet."""
+        if self._waiting:
+            self._stop_waiting()
         self._waiter.wake()
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..errors import ConfigurationError, SSEPluginError
-from . import new, plugins, serve, store
+from . import bench, new, plugins, serve, store
 
-_COMMANDS = (serve, store, plugins, new)
+_COMMANDS = (serve, store, plugins, new, bench)
 
 
 def parser() -> argparse.ArgumentParser:

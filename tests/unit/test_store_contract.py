@@ -122,7 +122,7 @@ class TellsTwice(MemoryEventStore):
     def append_now(self, events: Sequence[StoredEvent]) -> Appended:
         appended = super().append_now(events)
         if appended.duplicates and self._listener is not None:
-            self._listener.visible([event for event in self._events if event.seq in appended.seqs])
+            self._listener.visible([event for event in self._events.values() if event.seq in appended.seqs])
         return appended
 
 
@@ -134,7 +134,7 @@ class TellsBackwards(MemoryEventStore):
         appended = super().append_now(events)
         self._listener = listener
         if listener is not None:
-            listener.visible([event for event in reversed(self._events) if event.seq > before])
+            listener.visible([event for event in reversed(self._events.values()) if event.seq > before])
         return appended
 
 
@@ -150,7 +150,7 @@ class TellsOthersOnly(MemoryEventStore):
 @breaks("what_was_there_before_is_not_told", "a_durable_log_outlives_its_store")
 class TellsTheOld(MemoryEventStore):
     async def open(self, listener: Any) -> Bounds:
-        listener.visible(list(self._events))
+        listener.visible(list(self._events.values()))
         return await super().open(listener)
 
 
@@ -196,7 +196,7 @@ class LooksBeforeTheBatch(MemoryEventStore):
 @breaks("an_evicted_event_is_forgotten", "events_that_are_too_old_go")
 class RemembersTheEvicted(MemoryEventStore):
     def _forget_oldest(self) -> None:
-        event = self._events[0]
+        event = next(iter(self._events.values()))
         super()._forget_oldest()
         self._known.setdefault((event.id, event.type), event.seq)
 
@@ -228,7 +228,7 @@ class WritesValidTextOnly(MemoryEventStore):
 class CutsLargePayloads(MemoryEventStore):
     def append_now(self, events: Sequence[StoredEvent]) -> Appended:
         appended = super().append_now(events)
-        for event in self._events:
+        for event in self._events.values():
             event.payload = event.payload[:65536]
         return appended
 
@@ -324,7 +324,7 @@ class ChecksBeforeItReads(MemoryEventStore):
             return Evicted(oldest)
         for _ in range(50):  # trio runs tasks in random order; by now the others had their turn
             await anyio.lowlevel.checkpoint()
-        events = [event for event in self._events if event.seq > after][:limit]
+        events = [event for event in self._events.values() if event.seq > after][:limit]
         return Page(events, events[-1].seq if events else after)
 
 
