@@ -24,7 +24,7 @@ from .security import Authorize, is_foreign
 from .signals import chained_signals
 from .stores import Evicted
 from .subscriber import Grant
-from .transport import OWN_SEND, is_closed
+from .transport import OWN_SEND, is_closed, server_status
 
 logger = logging.getLogger("opencode_sse")
 
@@ -168,7 +168,13 @@ class EventApp:
         return await post_events(self.bus, request)
 
     async def _status(self, request: Request) -> ASGIApp:
-        return JSONResponse(self.bus.statistics(await self.grant(request)))
+        said = self.bus.statistics(await self.grant(request))
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            server = server_status(scope, scope.get(OWN_SEND, send))
+            await JSONResponse({**said, "server": server})(scope, receive, send)
+
+        return answer
 
 
 class _Prefix(Mount):

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -56,6 +56,7 @@ _AT_HEAD: Final = Start()
 _COUNTERS: Final = ("attached", "rejected", "overflows", "delivered", "dropped", "merged")
 _FINISH_PUBLISHES: Final = 1.0
 _FINISH_PLUGINS: Final = 5.0
+_FINISH_LEAVING: Final = 0.5
 _APART: Final = (
     "several workers of this server run over memory:// stores, so that each has its own stream: a client sees only "
     "what its worker publishes, and its cursor expires at another one. Run one worker, or let all share a store: "
@@ -125,6 +126,7 @@ class EventBus:
         self._runner: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self._left = anyio.Event()
+        self._after_drain: Callable[[], None] | None = None
         self._counters = Counter({name: 0 for name in _COUNTERS})
 
     # Running.
@@ -184,6 +186,7 @@ class EventBus:
             raise closed()
         self._drained = anyio.Event()
         self._drain_asked = anyio.Event()
+        self._watching = False
         settings = self.settings
         limits = Limits(settings.queue_max, settings.queue_max_bytes)
         self.log = Log(self.store, limits, self._moved, self._woken)
@@ -263,14 +266,35 @@ class EventBus:
         self._left = anyio.Event()
         await self._left.wait()
 
-    def drain_soon(self) -> None:
-        """Begin to drain, from a callback of the event loop: not a task, so that no task can be started there."""
-        if self._state == "running":
+    def drain_soon(self, then: Callable[[], None] | None = None) -> None:
+        """Begin to drain, from a callback of the event loop: not a task, so that no task can be started there.
+
+        :param then: called when everyone has been told.
+        """
+        if self._state in ("running", "draining"):
+            self._after_drain = then
             self._drain_asked.set()
+        elif then is not None:
+            then()
+
+    def drain_when(self, stopping: Callable[[], Awaitable[object]]) -> None:
+        """Drain when this returns, for a server whose signals do not reach this process; the first one counts."""
+        if not self._watching and self._tasks is not None:
+            self._watching = True
+            self._tasks.start_soon(self._drain_after, stopping)
+
+    async def _drain_after(self, stopping: Callable[[], Awaitable[object]]) -> None:
+        await stopping()
+        self.drain_soon()
 
     async def _drain_when_asked(self) -> None:
         await self._drain_asked.wait()
         await self.drain()
+        if self._after_drain is not None:
+            with anyio.move_on_after(_FINISH_LEAVING, shield=True):
+                while self._subscriptions:
+                    await self._one_left()
+            self._after_drain()
 
     # Publishing.
 
@@ -376,6 +400,7 @@ class EventBus:
         :param after: sequence number or ``EPOCH:SEQ`` to resume after; ``None`` begins at the head.
         :return: deliveries, control frames among them; the iteration ends when the stream does.
         :raises Reject: if a plugin refuses. :raises BusClosed: if the bus does not run.
+        :raises ConfigurationError: for an unknown policy or parameter, or limits that are none.
         """
         start, mode = Start(), "live"
         if after is not None:
@@ -386,7 +411,11 @@ class EventBus:
         if limits is not None:
             subscriber.limits = limits
         if overflow is not None:
-            subscriber.policy = self.policies.create(overflow) if isinstance(overflow, str) else overflow
+            subscriber.policy = self.policies.of(overflow)
+        try:
+            subscriber.check()
+        except TypeError as error:
+            raise ConfigurationError(str(error)) from error
         subscription = await self.attach(subscriber, OBJECT)
         try:
             yield Deliveries(subscription)
@@ -448,7 +477,7 @@ class EventBus:
 
         :raises ConfigurationError: for an unknown policy or parameter. :raises LookupError: if it has left.
         """
-        chosen = self.policies.create(policy) if isinstance(policy, str) else policy
+        chosen = self.policies.of(policy)
         for subscription in self._subscriptions:
             if subscription.subscriber is subscriber:
                 subscription.set_policy(chosen)
@@ -488,7 +517,6 @@ class EventBus:
         """
         now, log = self.clock.now(), self.log
         held: Mapping[str, int] = getattr(self.store, "statistics", dict)()
-        oldest = log.head - held["events"] + 1 if "events" in held else log.channels.oldest(log.head)
         seen = [
             subscription.statistics(now)
             for subscription in self._subscriptions
@@ -501,7 +529,7 @@ class EventBus:
             "store": {
                 "kind": self.store.kind,
                 "epoch": log.epoch,
-                "oldest": oldest,
+                "oldest": log.channels.oldest(log.head),
                 "latest": log.head,
                 **held,
             },

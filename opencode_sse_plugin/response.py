@@ -7,12 +7,17 @@ from typing import Final
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from . import stepping, transport
+from . import direct, transport
 from .bus import EventBus
 from .frames import HEADERS
 from .subscription import Subscription
 
 _START: Final = {"type": "http.response.start", "status": 200, "headers": list(HEADERS)}
+
+#: Seconds for a write to fail after its connection was ended.
+_UNWINDS: Final = 0.5
+#: Seconds for a reader to take its last frame, at a drain.
+_DRAINED: Final = 0.5
 
 
 class EventStreamResponse:
@@ -29,19 +34,27 @@ class EventStreamResponse:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         subscription = self.subscription
         servers_own = scope.get(transport.OWN_SEND, send)
+        stopping = transport.stopping(servers_own)
+        if stopping is not None:
+            self.bus.drain_when(stopping)
         try:
             async with anyio.create_task_group() as tasks:
 
                 def cut() -> None:
-                    transport.abort(servers_own)
-                    tasks.cancel_scope.cancel()
+                    # The end of the connection ends the write as well; cancelling it at the same time hung granian.
+                    patience = _UNWINDS if transport.abort(scope, servers_own) else 0
+                    tasks.cancel_scope.deadline = anyio.current_time() + patience
 
                 subscription.on_cut = cut
-                if stepping.supports(send):
-                    subscription.step = stepping.Stepper(subscription, send)
+                if direct.supports(scope, send):
+                    subscription.write = direct.Writer(send)
                 tasks.start_soon(self._listen, receive)
                 await self._pump(send, servers_own)
                 tasks.cancel_scope.cancel()
+            if subscription.ending == "abort":
+                # What is in the server's hands by now is taken soon, or never: a server may wait for that for ever.
+                patience = _DRAINED if subscription.reason == "drain" else self.bus.settings.write_timeout
+                transport.abort_after(patience, scope, servers_own)
         finally:
             self.bus.detach(subscription)
 

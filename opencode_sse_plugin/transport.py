@@ -1,28 +1,77 @@
 """Getting rid of a connection that does not read.
 
 Cancelling an ASGI app leaves the server with whatever it buffered for the socket, and a peer that never reads keeps it
-there for ever (measured: uvicorn, hypercorn and granian). Where the server's transport can be reached through its own
-``send``, it is aborted; elsewhere ``TCP_USER_TIMEOUT`` on the listening socket does it.
+there for ever (measured: uvicorn, hypercorn and granian). So the connection itself is ended: by the server's transport
+where its own ``send`` leads there, else by its socket, found by the addresses in the scope. Either way with RST: after
+an orderly close the kernel would go on keeping what the peer does not take.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
 
 from starlette.types import Send
 
+from .peers import Peers
+from .wakeup import call_later
+
 #: Where a scope holds the server's own ``send``, if somebody kept it before middleware wrapped it.
 OWN_SEND: Final = "opencode_sse.send"
+#: A closed socket forgets what was not taken.
+_RESET: Final = struct.pack("ii", 1, 0)
+_ADVICE: Final = (
+    "a reader that stalls keeps its connection here: serve HTTP/1.1 over TCP, with the caller's own address in the "
+    "scope, or set TCP_USER_TIMEOUT on the listening socket and limit how long the server waits when it stops; "
+    "docs/servers.md says how"
+)
+
+_peers: Final = Peers()
 
 
-def abort(send: Send) -> bool:
-    """Abort the connection behind a server's own ``send``; whether its transport could be reached."""
+def abort(scope: Mapping[str, Any], send: Send) -> bool:
+    """End the connection of a request; whether it could be reached.
+
+    :param send: the server's own.
+    """
     transport = _transport(send)
-    if transport is None:
+    if transport is not None:
+        # Not of one that is closed: uvloop would set it for whoever has that number now.
+        if not transport.is_closing() or transport.get_write_buffer_size():
+            _reset_when_closed(transport.get_extra_info("socket"))
+            transport.abort()
+        return True
+    connection = _peers.find(scope)
+    if connection is None:
         return False
-    transport.abort()
+    with connection, suppress(OSError):  # It may be closed already.
+        _reset_when_closed(connection)
+        # The server finds out by itself: whatever it does next with the socket fails, and then it closes it.
+        connection.shutdown(socket.SHUT_RDWR)
     return True
+
+
+def abort_after(seconds: float, scope: Mapping[str, Any], send: Send) -> None:
+    """End the connection of a stream that was not ended cleanly, if the server has not got rid of the rest by then."""
+    transport, later = _transport(send), call_later()
+    if later is not None and (transport is None or transport.get_write_buffer_size()):
+        later(seconds, partial(abort, scope, send))
+
+
+def server_status(scope: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """What ``/event/status`` says of the server: whether connections like that of a request can be ended."""
+    aborts = _transport(send) is not None
+    if not aborts:
+        connection = _peers.find(scope)
+        if connection is not None:
+            connection.close()
+            aborts = True
+    return {"aborts_stalled": aborts, "advice": None if aborts else _ADVICE}
 
 
 def is_closed(send: Send) -> bool:
@@ -30,6 +79,20 @@ def is_closed(send: Send) -> bool:
     uvloop raises ``RuntimeError`` at a write from then on."""
     transport = _transport(send)
     return transport is not None and transport.is_closing()
+
+
+def stopping(send: Send) -> Callable[[], Awaitable[object]] | None:
+    """What waits for a server to begin to stop, where no signal tells: a worker process of hypercorn gets none."""
+    stream = getattr(send, "__self__", None)
+    if not type(stream).__module__.startswith("hypercorn."):
+        return None
+    wait = getattr(getattr(getattr(stream, "context", None), "terminated", None), "wait", None)
+    return wait if callable(wait) else None
+
+
+def _reset_when_closed(connection: Any) -> None:
+    with suppress(AttributeError, OSError):  # There may be none, or it is closed already.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 def _transport(send: Send) -> asyncio.WriteTransport | None:

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
+from .programs import browser
+
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent.parent / "docs" / "clients.md"
 
@@ -21,6 +23,10 @@ SITUATIONS: Final = {
     "disconnect": "Overflow, `disconnect`",
     "drop-oldest": "Overflow, `drop-oldest`",
     "drop-newest": "Overflow, `drop-newest`",
+    "coalesce": "Overflow, `coalesce`",
+    "shed": "Overflow, `shed`",
+    "catch-up": "Overflow, `catch-up`",
+    "block": "Overflow, `block`",
     "after_seq": "`after_seq`",
     "unknown": "Unknown frames",
 }
@@ -47,7 +53,9 @@ class Kind:
 
     @property
     def version(self) -> str:
-        """Of an npm or Python package; nothing for programs of the system."""
+        """Of an npm or Python package, or of the browser; nothing for programs of the system."""
+        if self.program == "chromium.py":
+            return browser.version()
         pinned: dict[str, str] = json.loads((HERE / "package.json").read_text())["dependencies"]
         if self.package in pinned:
             return pinned[self.package]
@@ -79,6 +87,9 @@ tests (`pytest tests/clients --write-table`): a cell says what was seen, and eve
   opens the stream again with the last `id:` it was given (`opencode-ai` for Python hides it: it is
   `stream._decoder._last_event_id`).
 - *told*: it stayed connected and was told by `server.stream.lagged` which events it lost; all others came, in order.
+  Under `shed` these were deltas, and every question that was asked among them came.
+- *latest*: it stayed connected and got fewer events that say the same: of many updates of one thing the last.
+- *all*: it stayed connected and got every event, late (`catch-up`), or while the publisher waited (`block`).
 - *ends*, *204*: the replay of `after_seq=0` was served once. An EventSource comes back after a clean end as well, and
   is stopped by `204 No Content`.
 - Unknown frames: event types it does not know, unknown keys beside the known ones, an event without properties,

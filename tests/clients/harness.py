@@ -152,12 +152,11 @@ class Host:
         self.published = 0
         self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=TIMEOUT)
 
-    def publish(self, count: int, size: int = 0, **extra: Any) -> int:
+    def publish(self, count: int, size: int = 0, properties: dict[str, Any] | None = None, **extra: Any) -> int:
         """Publish numbered events in one request; the last number."""
         numbers = range(self.published + 1, self.published + count + 1)
-        return self.publish_these(
-            [{"type": "test.event", "properties": {"n": n, "pad": "x" * size}, **extra} for n in numbers]
-        )
+        same = {"pad": "x" * size, **(properties or {})}
+        return self.publish_these([{"type": "test.event", "properties": {"n": n, **same}, **extra} for n in numbers])
 
     def publish_these(self, events: list[dict[str, Any]], *, numbered: bool = True) -> int:
         """Publish events as they are in one request; the last number."""
@@ -186,13 +185,21 @@ class Host:
             time.sleep(0.01)
         return status
 
-    def overrun(self, client: Client) -> int:
+    def overrun(self, client: Client, **event: Any) -> int:
         """Publish while the client's processes are stopped, until its lag is over its limit; the last number."""
         with client.stopped():
             for _ in range(6):
-                self.publish(100, 4096)
-            self.until(_over_the_limit, "a lag over the limit")
+                self.publish(100, 4096, **event)
+            self.until_over_the_limit()
         return self.published
+
+    def until_over_the_limit(self) -> dict[str, Any]:
+        """Wait until the one subscriber is blocked with more behind it than it may have."""
+        return self.until(_over_the_limit, "a lag over the limit")
+
+    def until_full(self) -> dict[str, Any]:
+        """Wait until the one subscriber is blocked with no room behind it for ten more."""
+        return self.until(_full, "a lag without room")
 
     def close(self) -> None:
         self._http.close()
@@ -202,6 +209,12 @@ def _over_the_limit(status: dict[str, Any]) -> bool:
     (subscriber,) = status["subscribers"]
     events: int = subscriber["lag"]["events"]
     return events > subscriber["limits"]["events"] and subscriber["lag"]["blocked"] > 0
+
+
+def _full(status: dict[str, Any]) -> bool:
+    (subscriber,) = status["subscribers"]
+    events: int = subscriber["lag"]["events"]
+    return events > subscriber["limits"]["events"] - 10 and subscriber["lag"]["blocked"] > 0.2
 
 
 class HostInThread(Host):
@@ -266,3 +279,4 @@ def install_node_packages() -> None:
         if shutil.which("node") is None or shutil.which("npm") is None:
             pytest.fail("the clients need Node.js: apt-get install nodejs npm")
         subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["node", "unpack_chromium.mjs"], cwd=HERE, check=True)

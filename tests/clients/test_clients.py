@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from .clients import CLIENTS, DOCUMENT, SITUATIONS, Kind, shape, table
-from .harness import Client, Host, HostInThread, HostProcess
+from .harness import TIMEOUT, Client, Host, HostInThread, HostProcess
+from .programs import browser
 from .proxy import Proxy
 
 StartHost = Callable[..., HostInThread]
@@ -18,10 +19,10 @@ Seen = Callable[[str, str], None]
 
 
 @pytest.fixture(params=CLIENTS, ids=str)
-def kind(request: pytest.FixtureRequest) -> Kind:
+def kind(request: pytest.FixtureRequest, node_packages: None) -> Kind:
     """A client."""
     kind: Kind = request.param
-    if kind.program == "chromium.py" and not (shutil.which("chromium") or shutil.which("chromium-browser")):
+    if kind.program == "chromium.py" and browser.find() is None:
         pytest.skip("NOT TESTED IN A REAL BROWSER: apt-get install -y chromium")
     return kind
 
@@ -158,6 +159,100 @@ def test_is_told_what_an_overflow_took(
     seen(policy, "told")
 
 
+def check_stayed(client: Client, host: Host) -> None:
+    """It read one stream from the beginning on, and fell too far behind in it."""
+    assert len(host.requests()) == 1
+    assert len(client.control("server.connected")) == 1
+    assert client.numbers == sorted(set(client.numbers))
+    assert host.status()["counters"]["overflows"] >= 1
+    assert not client.ended
+
+
+def test_is_given_the_latest_of_what_an_overflow_took(
+    kind: Kind, start_host: StartHost, start_client: StartClient, seen: Seen
+) -> None:
+    host = start_host(queue_max=50, overflow="coalesce")
+    client = connect(start_client, kind, host.port)
+    client.until_number(host.publish(20))
+    last = host.overrun(client, type="message.part.updated", properties={"part": {"id": "prt_1"}})
+    client.until_number(last)
+    client.until_number(host.publish(20))
+
+    check_stayed(client, host)
+    assert client.control("server.stream.lagged") == []
+    assert set(range(1, 21)) | set(range(last, host.published + 1)) <= set(client.numbers)
+    counters = host.status()["counters"]
+    assert (counters["dropped"], counters["merged"]) == (0, host.published - len(client.numbers))
+    assert counters["merged"] > 50
+    seen("coalesce", "latest")
+
+
+def test_is_told_which_deltas_an_overflow_shed(
+    kind: Kind, start_host: StartHost, start_client: StartClient, seen: Seen
+) -> None:
+    host = start_host(queue_max=50, overflow="shed")
+    client = connect(start_client, kind, host.port)
+    delta = {"sessionID": "ses_1", "messageID": "msg_1", "partID": "prt_1", "field": "text", "delta": "x"}
+    questions = []
+    with client.stopped():
+        for _ in range(10):
+            host.publish(60, 4096, properties=delta, type="message.part.delta")
+            questions.append(host.publish(1, type="question.asked"))
+        host.until_over_the_limit()
+    client.until_number(questions[-1])
+    client.until_number(host.publish(20))
+
+    check_stayed(client, host)
+    assert [event.properties["n"] for event in client.events if event.type == "question.asked"] == questions
+    losses = client.control("server.stream.lagged")
+    assert {(loss["action"], *loss["byType"]) for loss in losses} == {("continue", "message.part.delta")}
+    assert sum(loss["dropped"] for loss in losses) == host.published - len(client.numbers) > 50
+    lost = {number for loss in losses for number in range(loss["first"], loss["last"] + 1)}
+    assert lost | set(client.numbers) == set(range(1, host.published + 1))
+    seen("shed", "told")
+
+
+def test_catches_up_after_an_overflow(kind: Kind, start_host: StartHost, start_client: StartClient, seen: Seen) -> None:
+    host = start_host(queue_max=50, overflow="catch-up")
+    client = connect(start_client, kind, host.port)
+    client.until_number(host.publish(20))
+    client.until_number(host.overrun(client))
+    client.until_number(host.publish(20))
+
+    check_stayed(client, host)
+    check_exactly_once(client, host)
+    assert client.control("server.stream.lagged") == []
+    seen("catch-up", "all")
+
+
+def test_is_waited_for(kind: Kind, start_host: StartHost, start_client: StartClient, seen: Seen) -> None:
+    host = start_host(queue_max=50, overflow="block?timeout=60s")
+    client = connect(start_client, kind, host.port)
+    client.until_number(host.publish(20))
+
+    def publish_one_after_the_other() -> None:
+        for _ in range(60):
+            host.publish(10, 4096)
+
+    publisher = threading.Thread(target=publish_one_after_the_other, name="publisher")
+    with client.stopped():
+        publisher.start()
+        status = host.until_full()
+        (subscriber,) = status["subscribers"]
+        assert subscriber["lag"]["events"] <= 50
+        assert status["store"]["latest"] < 620
+        assert publisher.is_alive()
+    publisher.join(TIMEOUT)
+    assert not publisher.is_alive()
+    client.until_number(620)
+    client.until_number(host.publish(20))
+
+    check_exactly_once(client, host)
+    assert len(host.requests()) == 1
+    assert client.control("server.stream.lagged") == []
+    seen("block", "all")
+
+
 def test_is_served_a_replay_once(kind: Kind, start_host: StartHost, start_client: StartClient, seen: Seen) -> None:
     host = start_host()
     host.publish(50)
@@ -199,4 +294,4 @@ def test_the_table_has_every_client_and_situation(request: pytest.FixtureRequest
         return  # it is about to be written
     assert shape(DOCUMENT.read_text().splitlines()) == shape(table({}).splitlines())
     assert "not run" not in DOCUMENT.read_text()
-    assert len(SITUATIONS) == 9
+    assert len(SITUATIONS) == 13

@@ -35,11 +35,11 @@ class TestMemoryEventStore(EventStoreContract):
 def test_it_counts_what_it_holds() -> None:
     store = MemoryEventStore(Retention(3, 1000))
     store.append_now(stored_events(4, size=150))
-    assert store.statistics() == {"events": 3, "bytes": 450}
+    assert store.statistics() == {"oldest": 2, "latest": 4, "events": 3, "bytes": 450}
     store.append_now(stored_events(1, size=800))
-    assert store.statistics() == {"events": 2, "bytes": 950}
+    assert store.statistics() == {"oldest": 4, "latest": 5, "events": 2, "bytes": 950}
     store.begin_epoch(4)
-    assert store.statistics() == {"events": 1, "bytes": 150}
+    assert store.statistics() == {"oldest": 4, "latest": 4, "events": 1, "bytes": 150}
 
 
 def test_the_url_takes_retention_from_the_settings() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -59,14 +61,51 @@ def test_one_that_has_ended_under_another_holds_no_event_loop(heard: list[str]) 
     assert heard == ["server"]
 
 
-@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
-def test_a_handler_that_cannot_be_called_is_left_alone(heard: list[str], handler: signal.Handlers) -> None:
+def test_a_signal_that_is_ignored_is_left_alone(heard: list[str]) -> None:
     async def live() -> None:
         with chained_signals(lambda: None):
-            assert signal.getsignal(NUMBER) is handler
+            assert signal.getsignal(NUMBER) is signal.SIG_IGN
 
-    signal.signal(NUMBER, handler)
+    signal.signal(NUMBER, signal.SIG_IGN)
     asyncio.run(live())
+
+
+UNHANDLED = """
+import asyncio, signal, sys
+from opencode_sse_plugin.signals import chained_signals
+
+def callback(then=None):
+    print("called", flush=True)
+    for _ in range(int(sys.argv[1])):
+        signal.raise_signal(signal.SIGTERM)
+    assert then is not None
+    print("done", flush=True)
+    then()
+
+async def live():
+    with chained_signals(callback):
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(10)
+        print("alive")
+
+asyncio.run(live())
+"""
+
+
+@pytest.mark.parametrize(("again", "said"), [(0, "called\ndone\n"), (1, "called\n")])
+def test_a_signal_that_nobody_handles_kills_when_all_is_done_and_the_second_at_once(again: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", UNHANDLED, str(again)], stdout=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, said)
+
+
+def test_one_that_nobody_handled_is_so_again_afterwards(heard: list[str]) -> None:
+    async def live() -> None:
+        with chained_signals(lambda then=None: None):
+            assert signal.getsignal(NUMBER) is not signal.SIG_DFL
+
+    signal.signal(NUMBER, signal.SIG_DFL)
+    asyncio.run(live())
+    assert signal.getsignal(NUMBER) is signal.SIG_DFL
 
 
 def test_another_thread_leaves_signals_alone(heard: list[str]) -> None:

@@ -6,12 +6,12 @@ import fcntl
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from typing import Any
 
+from browser import find
 from report import BASE, URL
 
 SCRIPT = """
@@ -40,9 +40,12 @@ class Browser:
             for source, target in zip(sources, (3, 4), strict=True):
                 os.dup2(source, target)
 
+        found = find()
+        assert found is not None, "no Chromium"
+        program, environment = found
         self.process = subprocess.Popen(
             [
-                shutil.which("chromium") or "chromium-browser",
+                program,
                 "--headless",
                 "--no-sandbox",
                 "--disable-gpu",
@@ -58,6 +61,7 @@ class Browser:
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=environment,
             preexec_fn=place,
             close_fds=False,
         )

@@ -1,0 +1,145 @@
+"""The servers people run, as programs of their own on free ports, serving ``app.py`` or ``opencode-sse serve``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Final
+
+import httpx
+
+HERE: Final = Path(__file__).parent
+TIMEOUT: Final = 20.0
+CLEAN: Final = {name: value for name, value in os.environ.items() if not name.startswith("OPENCODE_")}
+
+
+def _python(module: str, *arguments: str) -> Callable[[int], list[str]]:
+    return lambda port: [sys.executable, "-m", module, *(word.format(port=port) for word in arguments)]
+
+
+def _uvicorn(http: str, loop: str) -> Callable[[int], list[str]]:
+    return _python("uvicorn", "--port", "{port}", "--http", http, "--loop", loop, "--no-access-log", "app:app")
+
+
+#: How each is started, with its own defaults wherever it has any.
+SERVERS: Final = {
+    "uvicorn-h11-asyncio": _uvicorn("h11", "asyncio"),
+    "uvicorn-httptools-uvloop": _uvicorn("httptools", "uvloop"),
+    "hypercorn-asyncio": _python("hypercorn", "--bind", "127.0.0.1:{port}", "app:app"),
+    "hypercorn-asyncio-one-process": _python("hypercorn", "--workers", "0", "--bind", "127.0.0.1:{port}", "app:app"),
+    "hypercorn-trio": _python("hypercorn", "--worker-class", "trio", "--bind", "127.0.0.1:{port}", "app:app"),
+    "hypercorn-trio-one-process": _python(
+        "hypercorn", "--workers", "0", "--worker-class", "trio", "--bind", "127.0.0.1:{port}", "app:app"
+    ),
+    "granian": _python("granian", "--interface", "asgi", "--port", "{port}", "app:app"),
+    "opencode-sse-serve": _python("opencode_sse_plugin.cli", "serve", "--store", "memory://", "--port", "{port}"),
+}
+
+
+class Server:
+    """One of them, in its own process group.
+
+    :param settings: of the bus, by environment.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        self.name = name
+        environment = {f"OPENCODE_SSE_{key.upper()}": str(value) for key, value in settings.items()}
+        # A file, not a pipe: one that nobody reads from would hold the server up.
+        self._said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close)
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            self.port = free_port()
+            self.process = subprocess.Popen(
+                SERVERS[name](self.port),
+                cwd=HERE,
+                stdout=self._said,
+                stderr=self._said,
+                env={**CLEAN, **environment},
+                start_new_session=True,
+            )
+            self.url = f"http://127.0.0.1:{self.port}"
+            self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=TIMEOUT)
+            if self._answers():
+                return
+            said = self.said()
+            self._end()  # Somebody else took the port meanwhile.
+            assert time.monotonic() < deadline, f"{name} did not start: {said}"
+
+    def _answers(self) -> bool:
+        while self.process.poll() is None:
+            try:
+                return self.status()["pid"] > 0
+            except httpx.TransportError:
+                time.sleep(0.02)
+        return False
+
+    def status(self) -> dict[str, Any]:
+        """``/event/status``."""
+        status: dict[str, Any] = self._http.get("/event/status").json()
+        return status
+
+    def publish(self, *events: dict[str, Any]) -> int:
+        """Publish in one request; the last number."""
+        answer = self._http.post("/event", json=list(events))
+        assert answer.status_code == 200, answer.text
+        last: int = answer.json()["last"]
+        return last
+
+    def until(self, reached: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+        """Ask for the status until it says something."""
+        deadline = time.monotonic() + TIMEOUT
+        while not reached(status := self.status()):
+            assert time.monotonic() < deadline, f"{what} did not come: {status}"
+            time.sleep(0.02)
+        return status
+
+    def sockets(self) -> dict[int, int]:
+        """The machine's view: by the other side's port, what lies unsent in each connection, closed ones included."""
+        found = {}
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, own, peer, _, queues, *_ = line.split()
+            if int(own.partition(":")[2], 16) == self.port and peer.partition(":")[2] != "0000":
+                found[int(peer.partition(":")[2], 16)] = int(queues.partition(":")[0], 16)
+        return found
+
+    def files(self) -> int:
+        """How many files the process that serves has open."""
+        return len(os.listdir(f"/proc/{self.status()['pid']}/fd"))
+
+    def memory(self) -> int:
+        """Resident bytes of the process that serves."""
+        pages = int(Path(f"/proc/{self.status()['pid']}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def said(self) -> list[str]:
+        """What it logged."""
+        self._said.seek(0)
+        return self._said.read().splitlines()
+
+    def close(self) -> None:
+        """End it with all its children."""
+        self._end()
+        self._said.close()
+
+    def _end(self) -> None:
+        self._http.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(TIMEOUT)
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
