@@ -39,6 +39,8 @@ class History:
         self.behind = asyncio.Event()
         self._trail: deque[tuple[int, bytes]] = deque(maxlen=_TRAIL)
         self._last: tuple[int | str, bytes] = ("", b"")
+        #: Events of ours that were acknowledged before something that comes before them was told, by first number.
+        self._early: dict[int, tuple[Sequence[StoredEvent], Sequence[bytes]]] = {}
 
     @property
     def epoch(self) -> str:
@@ -81,6 +83,7 @@ class History:
             while self._trail and self._trail[-1][0] > end:
                 self._trail.pop()
             self._last = self._trail[-1] if self._trail else ("", b"")
+            self._early.clear()
             self.listener.epoch_changed(bounds, end)
         return True
 
@@ -98,11 +101,22 @@ class History:
         self._last = ("", b"")
         self.listener.missed(oldest)
 
-    def acknowledged(self, seq: int, name: bytes) -> None:
-        """An event of ours has its number, though not everything before it was told yet."""
-        if seq > self.told:
-            self._last = (seq, name)
+    def acknowledged(self, events: Sequence[StoredEvent], names: Sequence[bytes]) -> None:
+        """Our own events have their numbers: tell them if they follow, else when what is before them was told."""
+        first = events[0].seq
+        if first > self.told + 1:
+            self._last = (events[-1].seq, names[-1])
+            self._early[first] = (events, names)
             self.behind.set()
+        elif first == self.told + 1:
+            self.tell(events, names)
+            while (early := self._early.pop(self.told + 1, None)) is not None:
+                self.tell(*early)
+
+    def forget_early(self) -> None:
+        """The reader was faster, and has told them."""
+        if self._early:
+            self._early = {first: early for first, early in self._early.items() if first > self.told}
 
     def _know(self, seq: int, name: bytes) -> None:
         self._trail.append((seq, name))

@@ -197,7 +197,7 @@ class Link:
         return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
-class Way:
+class KeptConnection:
     """A connection that is kept for one who calls again and again: asking the pool for it takes as long as a call."""
 
     def __init__(self, link: Link) -> None:

@@ -112,6 +112,7 @@ class Reader:
         events = [event for event in page.events if event.seq > history.told] if page.events else ()
         if events:
             history.tell(events, [name_of(event) for event in events])
+            history.forget_early()
 
     async def prune_some(self) -> bool:
         """Delete a little of what is beyond retention; whether there may be more."""

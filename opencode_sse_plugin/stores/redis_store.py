@@ -188,7 +188,7 @@ class _Running:
         self.writer = Writer(history, retention, patience, now)
         self.reader = Reader(history, self.writer, retention, now)
         self._tasks = [
-            asyncio.create_task(self.writer.run(), name="opencode-sse redis writer"),
+            *(asyncio.create_task(way.run(), name="opencode-sse redis writer") for way in self.writer.ways),
             asyncio.create_task(self.reader.run(), name="opencode-sse redis reader"),
         ]
 

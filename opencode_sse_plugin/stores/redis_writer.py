@@ -18,7 +18,7 @@ from ..errors import StoreUnavailable
 from ..events import StoredEvent, new_epoch
 from . import Appended, Retention
 from .redis_history import History
-from .redis_link import Backoff, Way, may_have_run, new_writer, passes, unavailable
+from .redis_link import Backoff, KeptConnection, may_have_run, new_writer, passes, unavailable
 from .redis_log import packed, seqs_of
 from .redis_scripts import APPEND
 
@@ -27,6 +27,8 @@ logger = logging.getLogger("opencode_sse")
 #: One call takes so much at most, but always a whole batch: the server does nothing else meanwhile.
 _GROUP_EVENTS: Final = 1000
 _GROUP_BYTES: Final = 4 * 1024 * 1024
+#: More appends than this are divided.
+_MUCH: Final = 32
 
 
 class Append:
@@ -51,7 +53,10 @@ class Append:
 
 
 class Writer:
-    """Appends what is queued, one call after another, until cancelled.
+    """Appends what is queued, until its ways end.
+
+    Mostly one call is on its way and all that comes meanwhile goes into the next. Where much waits, half of it goes
+    another way at the same time, so that the server has something to do while we put a call together.
 
     :param patience: how long a publisher waits for the server, in seconds.
     """
@@ -59,27 +64,25 @@ class Writer:
     def __init__(
         self, history: History, retention: Retention, patience: float, now: Callable[[], float] | None
     ) -> None:
-        self._history = history
-        self._link = history.link
-        self._way = Way(history.link)
+        self.history = history
+        self.retention = retention_arguments(retention)
+        self.now = now
+        self.trouble: Exception | None = None
+        self._where = history.link.where
         self._patience = patience
-        self._retention = retention_arguments(retention)
-        self._now = now
+        self._loop = asyncio.get_running_loop()
         self._queue: deque[Append] = deque()
-        self._sending: Sequence[Append] = ()
         self._more = asyncio.Event()
+        self._much = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._name = f"batch:{new_writer()}"
-        self._loop = asyncio.get_running_loop()
         self._watching = False
-        self._number = 0
-        self._trouble: Exception | None = None
+        self.ways = _Way(self, self._more), _Way(self, self._much)
 
     @property
     def busy(self) -> bool:
         """Whether something is on its way."""
-        return not self._idle.is_set()
+        return any(way.sending for way in self.ways)
 
     async def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Store all or none. :raises StoreUnavailable: if nothing was stored, or it cannot be known in time."""
@@ -96,21 +99,25 @@ class Writer:
         self._loop.call_at(deadline, self._look_at_deadlines)
 
     def _look_at_deadlines(self) -> None:
-        """Let publishers go that waited too long; one timer does, as they came in this order."""
+        """Let publishers go that waited too long; one timer does for all."""
         self._watching = False
         now = self._loop.time()
-        trouble = self._trouble
+        trouble = self.trouble
         why = f" ({unavailable('', trouble)})".replace("event store : ", "") if trouble is not None else ""
-        for job in (*self._sending, *self._queue):
+        for job in (*self._sent(), *self._queue):
             if job.answer.done():
                 continue
             if job.deadline > now:
-                self._watch(job.deadline)
-                return
-            said = f"event store {self._link.where}: no answer within {self._patience:g} s; {job.stored}{why}"
+                if not self._watching:
+                    self._watch(job.deadline)
+                continue
+            said = f"event store {self._where}: no answer within {self._patience:g} s; {job.stored}{why}"
             error = StoreUnavailable(said)
             error.__cause__ = trouble
             job.answer.set_exception(error)
+
+    def _sent(self) -> list[Append]:
+        return sorted((job for way in self.ways for job in way.sending), key=lambda job: job.deadline)
 
     async def finish(self) -> None:
         """Wait until all that was queued is stored."""
@@ -118,35 +125,57 @@ class Writer:
 
     async def give_up(self) -> None:
         """Refuse what is still waiting."""
-        await self._way.close()
-        for job in (*self._sending, *self._queue):
+        for way in self.ways:
+            await way.kept.close()
+        for job in (*self._sent(), *self._queue):
             if not job.answer.done():
-                job.answer.set_exception(StoreUnavailable(f"event store {self._link.where} was closed; {job.stored}"))
+                job.answer.set_exception(StoreUnavailable(f"event store {self._where} was closed; {job.stored}"))
 
-    async def run(self) -> None:
-        """Append what is queued, until cancelled."""
-        while True:
-            await self._more.wait()
-            self._more.clear()
-            while group := self._take():
-                self._sending = group
-                await self._store(group)
-            self._idle.set()
-
-    def _take(self) -> list[Append]:
+    def take(self, way: _Way) -> list[Append]:
         """What goes into one call."""
+        share = len(self._queue)
+        if share > _MUCH and way is self.ways[0] and not self.ways[1].sending:
+            share = (share + 1) // 2
+            self._much.set()
         group: list[Append] = []
         events = size = 0
-        while self._queue:
+        while share:
+            share -= 1
             job = self._queue[0]
             events += len(job.events)
             size += job.bytes
             if group and (events > _GROUP_EVENTS or size > _GROUP_BYTES):
                 break
             self._queue.popleft()
-            if not job.answer.done():  # Nobody waits for it any more, and nothing was sent.
+            if not job.answer.done():  # Else nobody waits for it any more, and nothing was sent.
                 group.append(job)
+        if not group and not self.busy:
+            self._idle.set()
         return group
+
+
+class _Way:
+    """One call after another. Numbers its batches, so that the script knows which of them it has answered."""
+
+    def __init__(self, writer: Writer, wanted: asyncio.Event) -> None:
+        self.sending: Sequence[Append] = ()
+        self.kept = KeptConnection(writer.history.link)
+        self._writer = writer
+        self._history = writer.history
+        self._link = writer.history.link
+        self._wanted = wanted
+        self._name = f"batch:{new_writer()}"
+        self._number = 0
+
+    async def run(self) -> None:
+        """Append what is queued, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while group := self._writer.take(self):
+                self.sending = group
+                await self._store(group)
+                self.sending = ()
 
     async def _store(self, group: Sequence[Append]) -> None:
         """Call until there is an answer, or nobody waits for one."""
@@ -157,10 +186,10 @@ class Writer:
                 job.sent = True
             try:
                 await self._call(group)
-                self._trouble = None
+                self._writer.trouble = None
                 return
             except (RedisError, OSError, TimeoutError, StoreUnavailable) as error:
-                self._trouble = error
+                self._writer.trouble = error
                 if not passes(error):
                     self._refuse(group, unavailable(self._link.where, error))
                     return
@@ -183,16 +212,16 @@ class Writer:
         size = sum(job.bytes for job in group)
         while True:
             asked = self._history.epoch
-            answer = await self._way.call(
+            answer = await self.kept.call(
                 APPEND,
                 *self._history.evidence,
                 new_epoch(),
                 self._link.vouched,
                 self._name,
                 self._number,
-                "" if self._now is None else int(self._now() * 1000),
+                "" if self._writer.now is None else int(self._writer.now() * 1000),
                 size,
-                *self._retention,
+                *self._writer.retention,
                 more=arguments,
             )
             if answer[0] == b"WHO":
@@ -224,11 +253,7 @@ class Writer:
         for event, seq in zip(events, numbers, strict=True):
             event.seq = seq
         if events and current:
-            # Else others stored something before these, and the reader tells all of it.
-            if self._history.told == numbers[0] - 1:
-                self._history.tell(events, names)
-            else:
-                self._history.acknowledged(numbers[-1], names[-1])
+            self._history.acknowledged(events, names)
         at = 0
         for job in group:
             after = at + len(job.events)

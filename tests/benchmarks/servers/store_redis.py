@@ -50,15 +50,16 @@ class Counting(RedisEventStore):
     async def open(self, listener: Any) -> Any:
         bounds = await super().open(listener)
         assert self._running is not None
-        way = self._running.writer._way
-        call = way.call
+        for way in self._running.writer.ways:
+            way.kept.call = self.counting(way.kept.call)  # type: ignore[method-assign]
+        return bounds
 
+    def counting(self, call: Any) -> Any:
         async def counted(script: Any, *arguments: Any, **options: Any) -> Any:
             self.calls += script is APPEND
             return await call(script, *arguments, **options)
 
-        way.call = counted  # type: ignore[method-assign]
-        return bounds
+        return counted
 
 
 class Forgetful(RecordingListener):
