@@ -70,4 +70,7 @@ class TestRedisEventStore(EventStoreContract):
 
     async def lose_history(self, store: EventStore, end: int) -> None:
         assert isinstance(store, RedisEventStore)
-        cut(self.broker, store.key, end)
+        if end == (await store.bounds()).latest:
+            await store.begin_epoch()  # A copy that holds everything has lost nothing.
+        else:
+            cut(self.broker, store.key, end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ...events import valid_epoch
-from ...stores import Evicted, Measured, Readable, Replaceable, Retention
+from ...stores import Evicted, Measured, Readable, Retention
 from ...stores.verifying import faults_of_open
 from ..samples import RecordingListener, stored_event, stored_events
 from .base import ALL, PLENTY, StoreContract, contents, span
@@ -147,10 +147,7 @@ class Life(StoreContract):
             await store.append(events)
             await told.until(3, self.patience)
             old = (await store.bounds()).epoch
-            if isinstance(store, Replaceable):
-                await store.begin_epoch()
-            else:
-                await self.lose_history(store, 3)
+            await self.lose_history(store, 3)
             assert await store.append([stored_event(id=events[1].id), stored_event()]) == ([2, 4], 1)
             await told.until_epoch(1, self.patience)
             await told.until(4, self.patience)
