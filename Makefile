@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := tests/clients
 
-.PHONY: serve test test-peers lint chaos bench bench-peers clean help
+.PHONY: serve test test-peers lint chaos bench bench-policies bench-stores bench-peers clean help
 
 help:
 	@echo "make serve        an event stream with a recorded opencode trace on http://127.0.0.1:4096"
@@ -14,6 +14,8 @@ help:
 	@echo "make lint         ruff, mypy --strict, the direction of imports"
 	@echo "make chaos        the long runs"
 	@echo "make bench        the benchmark (ARGS=--quick for a minute); make bench-peers gets what it compares with"
+	@echo "make bench-policies what each overflow policy costs under sustained overflow, and what coalesce saves"
+	@echo "make bench-stores the stores beside bare SQLite (ARGS=--quick)"
 
 serve: $(VENV)/.serve
 	$(BIN)/opencode-sse serve --demo $(ARGS)
@@ -33,10 +35,16 @@ chaos: $(VENV)/.test $(CLIENTS)/node_modules/.ready
 bench: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
+bench-policies: $(VENV)/.test
+	$(BIN)/python tests/benchmarks/policies.py $(ARGS)
+
 test-peers:
 	@command -v apt-get >/dev/null || { echo "install nginx with your package manager" >&2; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "as root: apt-get install -y nginx" >&2; exit 1; }
 	apt-get update -q && apt-get install -y -q --no-install-recommends nginx
+
+bench-stores: $(VENV)/.test
+	$(BIN)/python tests/benchmarks/stores.py $(ARGS)
 
 bench-peers:
 	@command -v apt-get >/dev/null || { echo "install nginx and its nchan module with your package manager" >&2; exit 1; }

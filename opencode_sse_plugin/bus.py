@@ -41,6 +41,8 @@ from .siblings import has_siblings
 from .signals import chained_signals
 from .stores import EventStore, StoreRegistry
 from .stores.memory import open_memory
+from .stores.redis import SCHEMES as REDIS_SCHEMES
+from .stores.redis import open_redis
 from .stores.sqlite import open_sqlite
 from .subscriber import Grant, Mode, Start, Subscriber
 from .subscription import Services, Subscription
@@ -108,6 +110,8 @@ class EventBus:
         builtin_delivery_classes(self.delivery.register)
         self.stores.register("memory", open_memory)
         self.stores.register("sqlite", open_sqlite)
+        for scheme in REDIS_SCHEMES:
+            self.stores.register(scheme, open_redis)
         self.plugins.connect(self.policies.register, self.stores.register, self.delivery.register)
         if found:
             # Again: an ``sse_settings`` plugin may have named more, and one may have failed to register.
@@ -396,6 +400,7 @@ class EventBus:
         :param after: sequence number or ``EPOCH:SEQ`` to resume after; ``None`` begins at the head.
         :return: deliveries, control frames among them; the iteration ends when the stream does.
         :raises Reject: if a plugin refuses. :raises BusClosed: if the bus does not run.
+        :raises ConfigurationError: for an unknown policy or parameter, or limits that are none.
         """
         start, mode = Start(), "live"
         if after is not None:
@@ -406,7 +411,11 @@ class EventBus:
         if limits is not None:
             subscriber.limits = limits
         if overflow is not None:
-            subscriber.policy = self.policies.create(overflow) if isinstance(overflow, str) else overflow
+            subscriber.policy = self.policies.of(overflow)
+        try:
+            subscriber.check()
+        except TypeError as error:
+            raise ConfigurationError(str(error)) from error
         subscription = await self.attach(subscriber, OBJECT)
         try:
             yield Deliveries(subscription)
@@ -468,7 +477,7 @@ class EventBus:
 
         :raises ConfigurationError: for an unknown policy or parameter. :raises LookupError: if it has left.
         """
-        chosen = self.policies.create(policy) if isinstance(policy, str) else policy
+        chosen = self.policies.of(policy)
         for subscription in self._subscriptions:
             if subscription.subscriber is subscriber:
                 subscription.set_policy(chosen)

@@ -22,6 +22,7 @@ BATCH_BYTES: Final = 64 * 1024
 #: So many readers are woken in one turn of the event loop; with stepping, each is a write of about 10 µs.
 WAKE_AT_ONCE: Final = 100
 _CACHED_BATCHES: Final = 8
+_KEPT_PAGES: Final = 32
 _DISPOSED: Final = "server.instance.disposed"
 
 
@@ -32,7 +33,7 @@ class Reader(Protocol):
     #: The channel's count of evicted events by type when retention overtook this reader; ``None`` if it did not.
     overtaken: Counter[str] | None
 
-    def wake(self) -> None: ...
+    def give(self) -> None: ...
 
 
 class Batch(NamedTuple, Generic[Chunk]):
@@ -42,6 +43,15 @@ class Batch(NamedTuple, Generic[Chunk]):
     end: int
     size: int
     last_seq: int
+
+
+class Page(NamedTuple, Generic[Chunk]):
+    """A page of the store as a channel sees it; ``chunk`` is ``None`` where nothing matched."""
+
+    chunk: Chunk | None
+    matches: int
+    last_match: int
+    last: int
 
 
 class Channel(Generic[Chunk]):
@@ -59,6 +69,7 @@ class Channel(Generic[Chunk]):
         self.base = self.base_bytes = self.total = self.total_bytes = 0
         self.readers: set[Reader] = set()
         self.members = 0
+        #: Readers with nothing to do but wait for more. Who is given what has come without its pump stays here.
         self.waiting: dict[Reader, None] = {}
         self.dirty = False
         #: Indexes behind an ``server.instance.disposed`` of the one directory this channel is filtered to.
@@ -67,7 +78,10 @@ class Channel(Generic[Chunk]):
         self._directory = (
             next(iter(filter.directories)) if filter.directories and len(filter.directories) == 1 else None
         )
-        self._cache: dict[int, Batch[Chunk]] = {}
+        #: Batches by where they begin, until the next event.
+        self.ready: dict[int, Batch[Chunk]] = {}
+        #: Pages of the store by the position before them, wrapped for all who read on from there.
+        self.pages: dict[int, Page[Chunk]] = {}
         self._floor = 0
         self._behind = 0
         self._evicted_types: Counter[str] = Counter()
@@ -81,8 +95,8 @@ class Channel(Generic[Chunk]):
         self.events.append(event)
         self.total += 1
         self.total_bytes += len(event.payload)
-        if self._cache:
-            self._cache.clear()
+        if self.ready:
+            self.ready.clear()
         if self._directory is not None and event.type == _DISPOSED and self._ends_with(event):
             self.disposals.append(self.total)
 
@@ -108,11 +122,13 @@ class Channel(Generic[Chunk]):
         while self.disposals and self.disposals[-1] > self.total:
             self.disposals.pop()
         self._floor = min(self._floor, self.total)
-        self._cache.clear()
+        self.ready.clear()
+        self.pages.clear()
 
     def flush(self) -> None:
         """Forget wrapped batches, whose frames name the epoch."""
-        self._cache.clear()
+        self.ready.clear()
+        self.pages.clear()
 
     def join(self, reader: Reader, position: int) -> tuple[int, int]:
         """Begin to track a reader that has been given everything up to a sequence number.
@@ -165,7 +181,7 @@ class Channel(Generic[Chunk]):
     def batch(self, index: int, epoch: str, stop: int | None = None) -> Batch[Chunk]:
         """Wrap what follows an index, at most ``BATCH_BYTES`` or one event; shared by everyone who asks from there."""
         if stop is None:
-            found = self._cache.get(index)
+            found = self.ready.get(index)
             if found is not None:
                 return found
         events: list[StoredEvent] = []
@@ -177,10 +193,17 @@ class Channel(Generic[Chunk]):
             events.append(event)
         batch = Batch(self.envelope.batch(events, epoch), index + len(events), size, events[-1].seq)
         if stop is None:
-            if len(self._cache) >= _CACHED_BATCHES:
-                self._cache.clear()
-            self._cache[index] = batch
+            if len(self.ready) >= _CACHED_BATCHES:
+                self.ready.clear()
+            self.ready[index] = batch
         return batch
+
+    def keep_page(self, position: int, page: Page[Chunk]) -> None:
+        """Keep a page for the others who read on from a position."""
+        if self.members > 1:
+            if len(self.pages) >= _KEPT_PAGES:
+                del self.pages[next(iter(self.pages))]
+            self.pages[position] = page
 
     def between(self, start: int, stop: int) -> Iterator[StoredEvent]:
         """The events at absolute indexes ``start`` to ``stop``; both must still be held."""
@@ -214,7 +237,7 @@ class Channels:
         #: Under one of its sessions, else of its types where they are plain names, else under ``None``.
         self._index: dict[tuple[str, str] | None, list[Channel[object]]] = {None: []}
         self._dirty: list[Channel[object]] = []
-        #: Who is to be woken by :meth:`wake_some`.
+        #: Who is to be given something by :meth:`wake_some`.
         self.to_wake: deque[Reader] = deque()
 
     def __iter__(self) -> Iterator[Channel[object]]:
@@ -246,24 +269,28 @@ class Channels:
 
     def publish(self, event: StoredEvent) -> None:
         """Make one event visible: give it to the channels it belongs to, let the window's oldest go."""
-        index = self._index
-        taken = [channel for channel in index[None] if channel.accepts(event)]
-        if len(index) > 1:
-            for place in (("type", event.type), ("session", event.session or "")):
-                if place in index:
-                    taken += [channel for channel in index[place] if channel.accepts(event)]
-        size = len(event.payload)
+        taken: Sequence[Channel[object]] = self._taking(event) if self._channels else ()
         for channel in taken:
             channel.append(event)
             if not channel.dirty:
                 channel.dirty = True
                 self._dirty.append(channel)
+        size = len(event.payload)
         self.bytes += size
         self.total_bytes += size
         window = self._window
         window.append((event, taken, self.total_bytes))
         while len(window) > self.max_events or (self.bytes > self.max_bytes and len(window) > 1):
             self._evict_oldest()
+
+    def _taking(self, event: StoredEvent) -> list[Channel[object]]:
+        index = self._index
+        taken = [channel for channel in index[None] if channel.accepts(event)]
+        if len(index) > 1:
+            for place in (("type", event.type), ("session", event.session or "")):
+                if place in index:
+                    taken += [channel for channel in index[place] if channel.accepts(event)]
+        return taken
 
     def forget(self) -> None:
         """Empty the window."""
@@ -285,19 +312,17 @@ class Channels:
             channel.truncate(end)
 
     def gather(self) -> None:
-        """Let all who wait on a channel that got something be woken by :meth:`wake_some`."""
+        """Let all who wait on a channel that got something be given it by :meth:`wake_some`."""
         dirty, self._dirty = self._dirty, []
         for channel in dirty:
             channel.dirty = False
-            if channel.waiting:
-                waiting, channel.waiting = channel.waiting, {}
-                self.to_wake.extend(waiting)
+            self.to_wake.extend(channel.waiting)
 
     def wake_some(self) -> bool:
-        """Wake the next of them, so many that others on the event loop have their turn; whether more are left."""
+        """Give to the next of them, so many that others on the event loop have their turn; whether more are left."""
         to_wake = self.to_wake
         for _ in range(min(WAKE_AT_ONCE, len(to_wake))):
-            to_wake.popleft().wake()
+            to_wake.popleft().give()
         return bool(to_wake)
 
     def oldest(self, head: int) -> int:

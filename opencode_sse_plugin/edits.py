@@ -28,6 +28,7 @@ from .overflow import (
     Skip,
     decide,
 )
+from .slowness import timed
 
 logger = logging.getLogger("opencode_sse")
 
@@ -175,7 +176,8 @@ class Edits:
         """Ask a policy and take its decision over; one that fails, or leaves too much, disconnects."""
         half = backlog.limits.half
         try:
-            outcome = decide(policy, backlog, registry)
+            with timed(f"overflow policy {cause.policy} held the event loop for"):
+                outcome = decide(policy, backlog, registry)
             if not isinstance(outcome, Disconnect | ReadFromStore):
                 before = Lag(self.events, self.bytes)
                 self.apply(outcome, channel, index, cause)
@@ -253,7 +255,8 @@ class Edits:
             at = stop
         joined: list[Range] = []
         for skipped in self._skips:
-            if joined and joined[-1].stop == skipped.start:
+            # What another policy lost before it was replaced is told for itself.
+            if joined and joined[-1].stop == skipped.start and joined[-1].cause.policy == skipped.cause.policy:
                 joined[-1] = Range(joined[-1].start, skipped.stop, joined[-1].size + skipped.size, skipped.cause)
             else:
                 joined.append(skipped)

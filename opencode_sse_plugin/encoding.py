@@ -59,9 +59,12 @@ def encode_stdlib(value: object) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+_OPTIONS = 0 if orjson is None else orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+
 def _encode_orjson(value: object) -> bytes:
     try:
-        return orjson.dumps(value, _default, orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
+        return orjson.dumps(value, _default, _OPTIONS)
     except TypeError:  # orjson.JSONEncodeError is one
         return encode_stdlib(value)
 

@@ -37,7 +37,7 @@ class Envelope(Protocol[Chunk_co]):
     @property
     def name(self) -> str: ...
 
-    def sees(self, event: StoredEvent) -> bool:
+    def sees(self, event: Event | StoredEvent) -> bool:
         """Whether the route shows this event at all."""
 
     def batch(self, events: Sequence[StoredEvent], epoch: str) -> Chunk_co:
@@ -59,7 +59,7 @@ class _EventEnvelope:
 
     name = "event"
 
-    def sees(self, event: StoredEvent) -> bool:
+    def sees(self, event: Event | StoredEvent) -> bool:
         return event.scope != "global"
 
     def batch(self, events: Sequence[StoredEvent], epoch: str) -> bytes:
@@ -75,7 +75,7 @@ class _GlobalEnvelope:
 
     name = "global"
 
-    def sees(self, event: StoredEvent) -> bool:
+    def sees(self, event: Event | StoredEvent) -> bool:
         return True
 
     def batch(self, events: Sequence[StoredEvent], epoch: str) -> bytes:
@@ -119,7 +119,7 @@ class _ObjectEnvelope:
 
     name = "object"
 
-    def sees(self, event: StoredEvent) -> bool:
+    def sees(self, event: Event | StoredEvent) -> bool:
         return True
 
     def batch(self, events: Sequence[StoredEvent], epoch: str) -> tuple[Delivery, ...]:

@@ -159,8 +159,11 @@ def sse_snapshot(subscriber: Subscriber, head: int) -> Snapshot | Awaitable[Snap
     """Give the state as events to a client whose cursor expired or who asked for it. May be async.
 
     :param head: the newest sequence number visible to this subscriber now.
-    :return: ``Snapshot(events, at)``, where ``at`` is the last sequence number the state includes; ``None`` gives no
-        snapshot. If it raises, that is logged and there is none.
+    :return: ``Snapshot(events, at)``, where ``at`` is the last sequence number the state includes, from the oldest
+        stored to the newest by then: the stream goes on behind it, and nothing is lost or doubled. Without ``at`` it
+        goes on behind ``head``, and what was published meanwhile may come twice. ``None`` gives no snapshot.
+
+    If it raises, that is logged and there is none.
     """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
@@ -89,11 +89,12 @@ class _Dispatcher:
         self._served = served
         self._host = host
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # Not a coroutine of its own, whose frame would be kept as long as the stream.
         if scope["type"] == "http" and self._events.serves(scope):
-            await self._served({**scope, OWN_SEND: send}, receive, send)
-        else:
-            await self._host(scope, receive, send)
+            scope[OWN_SEND] = send
+            return self._served(scope, receive, send)
+        return self._host(scope, receive, send)
 
 
 def _wrap_stack(app: Starlette, around: Callable[[ASGIApp], ASGIApp]) -> None:

@@ -18,6 +18,7 @@ import pluggy
 from . import hookspecs
 from .errors import PluginError
 from .hookspecs import NAME
+from .slowness import PATIENCE, timed
 from .specs import complaints, normalized, register_specs
 
 __all__ = ["PluginInfo", "PluginLoader", "register_specs"]
@@ -109,7 +110,9 @@ class PluginLoader:
             name = f"{distribution}:{name}"
         info = PluginInfo(name, distribution, point.dist.version if point.dist is not None else None)
         try:
-            self._register(point.load(), info)
+            with timed(f"plugin {info}: loading it took", PATIENCE):
+                plugin = point.load()
+            self._register(plugin, info)
         except (Exception, SystemExit) as error:  # A program, imported, may want to leave.
             self._leave_out(info, error)
 
@@ -190,7 +193,8 @@ class PluginLoader:
                     def collect(*args: Any, _register: Callable[..., None] = register, **options: Any) -> None:
                         said.append((_register, args, options))
 
-                    refuse_coroutine(implementation.function(*(collect for _ in implementation.argnames)))
+                    with timed(f"plugin {info}: {hook} held the event loop for"):
+                        refuse_coroutine(implementation.function(*(collect for _ in implementation.argnames)))
         for register, args, options in said:
             try:
                 register(*args, **options)
@@ -212,7 +216,8 @@ class PluginLoader:
             implementations = getattr(manager.hook, hook).get_hookimpls()
             for implementation in implementations:
                 try:
-                    refuse_coroutine(implementation.function(*(register for _ in implementation.argnames)))
+                    with timed(f"plugin {implementation.plugin_name}: {hook} held the event loop for"):
+                        refuse_coroutine(implementation.function(*(register for _ in implementation.argnames)))
                 except Exception as error:
                     self._failed(hook, implementation, error)
 

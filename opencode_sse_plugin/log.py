@@ -25,9 +25,14 @@ from .wakeup import call_later, call_soon
 #: The live window of a store that keeps more than fits into memory.
 WINDOW_EVENTS: Final = 10_000
 WINDOW_BYTES: Final = 64 * 1024 * 1024
+#: So many readers may read a page of the store in one turn of the event loop.
+PAGES_AT_ONCE: Final = 8
 #: How long a slice waits for a reader that is in the middle of a write and would overflow, in seconds and steps. One
 #: that takes longer is slow, and what happens to it is its overflow policy's business.
 _STEP: Final = 0.001
+#: How long a wake-up of many is followed by rest, as a share of the time it took. More saves writes, since more events
+#: go out in one, and costs latency: an event waits for half of a wake-up and its rest (docs/performance.md).
+_REST: Final = 0.4
 #: Seconds. Less than this is not worth a timer; nobody waits for more.
 _SHORTEST_REST: Final = 0.0005
 _LONGEST_REST: Final = 0.05
@@ -55,6 +60,8 @@ class Log:
         self.store = store
         self.head = 0
         self.bounds = Bounds(1, 0, ())
+        #: The current epoch; that of ``bounds``, at hand for every delivery.
+        self.epoch = ""
         #: No waiting subscriber's last ``id:`` is older than this.
         self.oldest_bookmark = 0
         #: Whether the window holds whatever the store does, so that what leaves it is gone.
@@ -80,11 +87,7 @@ class Log:
         self._wake_scheduled = self._waking = self._many = False
         self._woke_at = self._rested_at = 0.0
         self._waiting_for_head: set[Follower] = set()
-
-    @property
-    def epoch(self) -> str:
-        """The current epoch."""
-        return self.bounds.epoch
+        self._want_page: deque[Follower] = deque()
 
     @property
     def waiting(self) -> int:
@@ -96,6 +99,7 @@ class Log:
         self._call_soon = call_soon()
         self._call_later = call_later()
         self.bounds = await self.store.open(self)
+        self.epoch = self.bounds.epoch
         self.head = self.bounds.latest
         self.bookmark(self.head)
 
@@ -164,7 +168,7 @@ class Log:
 
     def epoch_changed(self, bounds: Bounds, end: int) -> None:
         """History beyond ``end`` was lost: forget it, and let everyone beyond it know."""
-        self.bounds = bounds
+        self.bounds, self.epoch = bounds, bounds.epoch
         while self._arrivals and self._arrivals[-1].seq > end:
             self._arrivals.pop()
         gone = self.channels.oldest(self.head) - 1  # Before the head moves: an empty window begins behind it.
@@ -224,18 +228,30 @@ class Log:
         self._woken()
 
     def _rest(self) -> None:
-        """A wake-up of many is followed by as much time as it took: the event loop belongs to the host, and what
+        """A wake-up of many is followed by a rest: the event loop belongs to the host, and what
         comes meanwhile goes out in one write."""
         if self.channels.to_wake:
             self._wake_some()
             return
         if self._many:
             now = time.perf_counter()
-            self._rested_at = now + (now - self._woke_at)
+            self._rested_at = now + (now - self._woke_at) * _REST
         self._waking = False
         self._burst_events = self._burst_bytes = 0
         if self._wake_scheduled:
             self._call_wake()
+
+    def wake_for_page(self, follower: Follower) -> None:
+        """Wake this one when it may read a page: a few in one turn, so that replays do not delay those who are live."""
+        self._want_page.append(follower)
+        if len(self._want_page) == 1:
+            self._call_soon(self._let_page)
+
+    def _let_page(self) -> None:
+        for _ in range(min(PAGES_AT_ONCE, len(self._want_page))):
+            self._want_page.popleft().wake()
+        if self._want_page:
+            self._call_soon(self._let_page)
 
     def wake_at_head(self, follower: Follower) -> None:
         """Wake this one whenever more becomes visible, whatever its filter."""

@@ -73,6 +73,10 @@ class Backlog:
     adds_up: Callable[[StoredEvent, StoredEvent], bool] = lambda earlier, later: False
     join: Callable[[Sequence[StoredEvent]], StoredEvent] = lambda run: run[-1]
 
+    def fits(self, events: Sequence[StoredEvent]) -> bool:
+        """Whether a policy may leave these: at most half of the limits, or a single event."""
+        return self.limits.half.allow(Lag(len(events), sum(event.size for event in events)))
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
@@ -170,6 +174,20 @@ class PolicyRegistry:
     def names(self) -> list[str]:
         """The known names, sorted."""
         return sorted(self._factories)
+
+    def of(self, policy: OverflowPolicy | str) -> OverflowPolicy:
+        """The policy itself, or the one of a name.
+
+        :raises ConfigurationError: if it is neither.
+        """
+        if isinstance(policy, str):
+            return self.create(policy)
+        if not is_policy(policy):
+            there_are = ", ".join(self.names())
+            raise ConfigurationError(
+                f"{policy!r} is not an overflow policy: a callable with a name, or one of {there_are}"
+            )
+        return policy
 
     def create(self, spec: str) -> OverflowPolicy:
         """Make a policy from ``name`` or ``name?parameter=value&…``.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
@@ -22,7 +22,9 @@ from .events import Event, StoredEvent
 from .loading import Implementation, PluginInfo, PluginLoader, refuse_coroutine
 from .overflow import Outcome, OverflowPolicy, is_policy
 from .settings import Settings
+from .slowness import PATIENCE, SLOW
 from .specs import register_specs
+from .stores import Bounds
 from .subscriber import Snapshot, Subscriber
 
 if TYPE_CHECKING:
@@ -34,10 +36,6 @@ logger = logging.getLogger("opencode_sse")
 
 #: Seconds that a client may have to wait for a plugin.
 TIMEOUT: Final = 5.0
-#: A sync hook that holds the event loop for longer is named in the log.
-SLOW: Final = 0.1
-#: One that only waits is named after so long.
-PATIENCE: Final = 0.5
 
 
 class Plugins(PluginLoader):
@@ -264,8 +262,10 @@ class Plugins(PluginLoader):
         """``sse_subscriber_detach``."""
         self._tell("sse_subscriber_detach", subscriber=subscriber, reason=reason)
 
-    async def snapshot(self, subscriber: Subscriber, head: int) -> Snapshot | None:
-        """``sse_snapshot``: the first answer."""
+    async def snapshot(
+        self, subscriber: Subscriber, head: int, bounds: Callable[[], Awaitable[Bounds]]
+    ) -> Snapshot | None:
+        """``sse_snapshot``: the first answer that fits into what the store holds by then."""
         for implementation in self._implementations("sse_snapshot"):
             try:
                 arguments = {"subscriber": subscriber, "head": head}
@@ -275,7 +275,8 @@ class Plugins(PluginLoader):
                     continue
                 if not isinstance(answer, Snapshot):
                     raise TypeError(f"it answered {type(answer).__name__}, not a Snapshot or None")
-                answer.check(head)
+                oldest, latest, _ = await bounds()
+                answer.check(oldest, latest)
                 return answer
             except Exception as error:
                 self._failed("sse_snapshot", implementation, error)

@@ -90,7 +90,7 @@ class Coalesce:
             replaced[run[-1]] = backlog.join([backlog.events[index] for index in run])
             removed.update(run[:-1])
         rest = [replaced.get(index, backlog.events[index]) for index in left if index not in removed]
-        return Merge(replaced, frozenset(removed)) if _fits(rest, backlog) else self.then(backlog)
+        return Merge(replaced, frozenset(removed)) if backlog.fits(rest) else self.then(backlog)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ class Shed:
         ephemeral = {i for i, event in enumerate(backlog.events) if backlog.delivery_class(event) == "ephemeral"}
         skipped = Skip.of(ephemeral)
         rest = [event for index, event in enumerate(backlog.events) if index not in ephemeral]
-        if _fits(rest, backlog):
+        if backlog.fits(rest):
             return skipped
         removed = _superseded(backlog) - ephemeral
         rest = [e for index, e in enumerate(backlog.events) if index not in ephemeral and index not in removed]
-        return Merge(remove=frozenset(removed), skip=skipped) if _fits(rest, backlog) else Disconnect()
+        return Merge(remove=frozenset(removed), skip=skipped) if backlog.fits(rest) else Disconnect()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +194,6 @@ def _runs(backlog: Backlog, left: list[int]) -> Iterable[list[int]]:
         run, size = [index], event.size
     if len(run) > 1:
         yield run
-
-
-def _fits(events: list[StoredEvent], backlog: Backlog) -> bool:
-    """Whether a policy may leave these."""
-    return backlog.limits.half.allow(Lag(len(events), sum(event.size for event in events)))
 
 
 def _fitting(events: Iterable[StoredEvent], backlog: Backlog) -> int:

@@ -6,16 +6,14 @@ from the moment it was first level with the head. Nothing here waits for anythin
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
-import anyio.lowlevel
-
 from . import frames
 from .account import Loss
-from .channel import BATCH_BYTES, Channel
+from .channel import BATCH_BYTES, Batch, Channel, Page
 from .clock import Clock
 from .delivery import DeliveryClasses
 from .edits import Cause, Edits
@@ -30,7 +28,8 @@ from .subscriber import Subscriber
 
 Chunk = TypeVar("Chunk")
 
-PAGE_EVENTS: Final = 500
+#: Pages end where the sequence number is a multiple of this, so that all who replay come to read the same ones.
+PAGE_EVENTS: Final = 128
 #: Why the classes that a start left out are not given.
 _NOT_ASKED_FOR: Final = Cause("events", Lag(0, 0), "start")
 Ending = Literal["clean", "abort"]
@@ -54,13 +53,45 @@ class Services:
 class Position(Generic[Chunk]):
     """One reader of the log. ``ending`` and ``reason`` tell how its stream ended once it has."""
 
+    # So many attributes in a dict are read more slowly and take 1 KB more.
+    __slots__ = (
+        "_blocked",
+        "_blocks",
+        "_channel",
+        "_classes_until",
+        "_edits",
+        "_expired",
+        "_late",
+        "_live",
+        "_log",
+        "_loss",
+        "_outbox",
+        "_retry",
+        "_stop",
+        "bytes_before",
+        "delivered",
+        "dropped",
+        "ending",
+        "envelope",
+        "index",
+        "last_id",
+        "leveled",
+        "limited",
+        "merged",
+        "overtaken",
+        "position",
+        "reason",
+        "services",
+        "subscriber",
+    )
+
     def __init__(self, services: Services, subscriber: Subscriber, envelope: Envelope[Chunk]) -> None:
         self.services = services
         self.subscriber = subscriber
         self.envelope = envelope
         self.ending: Ending | None = None
         self.reason = "client"
-        self.delivered = self.delivered_bytes = self.dropped = self.merged = 0
+        self.delivered = self.dropped = self.merged = 0
         #: Up to here everything has been given or reported.
         self.position = 0
         #: Sequence number of the last ``id:`` written.
@@ -76,7 +107,7 @@ class Position(Generic[Chunk]):
         self._live = False
         self._edits = Edits()
         self._loss: Loss | None = None
-        self._outbox: deque[Chunk] = deque()
+        self._outbox: list[Chunk] = []
         self._stop: int | None = None
         self._classes_until = 0
         self._expired: str | None = None
@@ -87,6 +118,10 @@ class Position(Generic[Chunk]):
 
     def wake(self) -> None:
         """There is something to look at."""
+        raise NotImplementedError
+
+    def give(self) -> None:
+        """There are more events."""
         raise NotImplementedError
 
     @property
@@ -107,7 +142,7 @@ class Position(Generic[Chunk]):
 
     async def _page(self) -> Chunk | None:
         """Read what follows the position from the store; goes live where that leads on without a gap."""
-        await anyio.lowlevel.checkpoint()
+        await self._turn()
         log = self._log
         target = log.head if self._stop is None else self._stop
         if self._stop is None and self._join():
@@ -116,14 +151,24 @@ class Position(Generic[Chunk]):
             if self._stop is not None:
                 self.ending, self.reason = "clean", "complete"
             return self._take_loss()
+        shared = self._loss is None and self.position >= self._classes_until
+        kept = self._channel.pages.get(self.position) if shared else None
+        if kept is not None and kept.last <= target:
+            return self._take_page(kept)
         epoch = log.epoch
-        page = await log.store.read(self.position, PAGE_EVENTS, BATCH_BYTES)
+        page = await log.store.read(self.position, PAGE_EVENTS - self.position % PAGE_EVENTS, BATCH_BYTES)
         if log.epoch != epoch or self._expired is not None:
             return None
         if isinstance(page, Evicted):
             self._overtaken_by_retention(page.oldest - 1)
             return None
         events: list[StoredEvent] = []
+        if shared and page.last <= target:
+            events = [event for event in page.events if self._channel.accepts(event)]
+            wrapped = self.envelope.batch(events, epoch) if events else None
+            read = Page(wrapped, len(events), events[-1].seq if events else 0, page.last)
+            self._channel.keep_page(self.position, read)
+            return self._take_page(read)
         chunk: Chunk | None = None
         before = self.position
         for event in page.events:
@@ -140,12 +185,22 @@ class Position(Generic[Chunk]):
             self.position = event.seq
         return self._joined(chunk, events)
 
+    async def _turn(self) -> None:
+        """Wait for the turn to read a page."""
+        raise NotImplementedError
+
+    def _take_page(self, page: Page[Chunk]) -> Chunk | None:
+        self.position = page.last
+        if page.matches:
+            self.delivered += page.matches
+            self.last_id = page.last_match
+        return page.chunk
+
     def _joined(self, chunk: Chunk | None, events: list[StoredEvent]) -> Chunk | None:
         """Wrap events behind a chunk, and empty the list."""
         if not events:
             return chunk
         self.delivered += len(events)
-        self.delivered_bytes += sum(len(event.payload) for event in events)
         self.last_id = events[-1].seq
         wrapped = self.envelope.batch(events, self._log.epoch)
         events.clear()
@@ -199,6 +254,8 @@ class Position(Generic[Chunk]):
             self._lose(channel.between(skipped.start, skipped.stop), skipped.cause)
             self.index = skipped.stop
             self.bytes_before += skipped.size
+            if edits.next_skip == self.index:
+                return self._take_loss()  # What follows was lost under another policy.
         if self.index == channel.total:
             self._leveled_if_level()
             return self._take_loss()
@@ -208,15 +265,22 @@ class Position(Generic[Chunk]):
             return self._take_folded(channel.total if stop is None else stop)
         lagged = self._take_loss()
         batch = channel.batch(self.index, self._log.epoch, stop)
-        self.delivered += batch.end - self.index
-        self.delivered_bytes += batch.size
-        self.index = batch.end
-        self.bytes_before += batch.size
-        self.position = self.last_id = batch.last_seq
+        self._gave(batch)
         self._leveled_if_level()
         if disposal is not None and batch.end == disposal:
             self.ending, self.reason = "clean", "complete"
         return batch.chunk if lagged is None else lagged + batch.chunk  # type: ignore[operator]
+
+    def _within_limits(self, count: int) -> bool:
+        """Whether its policy need not be asked about a lag of so many events; one event never exceeds a limit."""
+        limits = self.subscriber.limits
+        return count == 1 or (count <= limits.events and self._channel.total_bytes - self.bytes_before <= limits.bytes)
+
+    def _gave(self, batch: Batch[Chunk]) -> None:
+        self.delivered += batch.end - self.index
+        self.index = batch.end
+        self.bytes_before += batch.size
+        self.position = self.last_id = batch.last_seq
 
     def _leveled_if_level(self) -> None:
         if not self.limited and self.index == self._channel.total:

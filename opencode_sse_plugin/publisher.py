@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -16,6 +16,7 @@ from .log import Log
 from .plugins import Plugins
 from .settings import Settings
 from .stores import Appended
+from .wakeup import Waiter, new_waiter
 
 
 @dataclass(slots=True, eq=False)
@@ -23,10 +24,10 @@ class _Pending:
     """A publish on its way to the store."""
 
     events: Sequence[StoredEvent]
-    #: When it was published, by the event loop's clock.
-    since: float
     #: ``None`` where nobody waits (``publish_nowait``).
-    done: anyio.Event | None = field(default_factory=anyio.Event)
+    done: Waiter | None
+    #: When it was published, by the event loop's clock, where somebody might be waited for.
+    since: float
     appended: Appended | None = None
     error: Exception | None = None
 
@@ -127,13 +128,13 @@ class Publisher:
             if self._log.waiting:
                 await self._log.pace()
             return appended
-        since = anyio.current_time()
+        since = self._since()
         while self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
             await self._less.wait()
-        pending = _Pending(events, since)
+        done = new_waiter()
+        pending = _Pending(events, done, since)
         self._enqueue(pending)
-        assert pending.done is not None
-        await pending.done.wait()
+        await done.wait()
         if pending.error is not None:
             raise pending.error
         assert pending.appended is not None
@@ -152,7 +153,10 @@ class Publisher:
         if self._append_now is not None and not self._buffer and not self._log.blocking:
             self._stored(events, self._append_now(events))
         else:
-            self._enqueue(_Pending(events, anyio.current_time(), done=None))
+            self._enqueue(_Pending(events, None, self._since()))
+
+    def _since(self) -> float:
+        return anyio.current_time() if self._log.blocking else 0.0
 
     def _enqueue(self, pending: _Pending) -> None:
         self._buffer.append(pending)
@@ -181,7 +185,7 @@ class Publisher:
         """The first of those that wait, once every subscriber that may hold it back has room or was too slow, and as
         many of the next as there is room for."""
         blocking, first = self._log.blocking, self._buffer[0]
-        blocking.begin(first.since)
+        blocking.begin(first.since or anyio.current_time())
         await blocking.room(self._log.first_slice(first.events))
         taken, events = [first], list(first.events)
         for pending in tuple(self._buffer)[1:]:
@@ -203,10 +207,12 @@ class Publisher:
         for pending in taken:
             seqs = appended.seqs[at : at + len(pending.events)]
             at += len(pending.events)
-            fresh = sum(event.seq == seq for event, seq in zip(pending.events, seqs, strict=True))
-            pending.appended = Appended(seqs, len(seqs) - fresh)
+            known = 0
+            if appended.duplicates:
+                known = sum(event.seq != seq for event, seq in zip(pending.events, seqs, strict=True))
+            pending.appended = Appended(seqs, known)
             if pending.done is not None:
-                pending.done.set()
+                pending.done.wake()
 
     def _fail(self, taken: Sequence[_Pending], error: Exception) -> None:
         for pending in taken:
@@ -214,13 +220,14 @@ class Publisher:
                 self._plugins.publish_failed([event.event for event in pending.events], error)
             else:
                 pending.error = error
-                pending.done.set()
+                pending.done.wake()
 
     def _stored(self, events: Sequence[StoredEvent], appended: Appended) -> None:
-        self.published += len(events) - appended.duplicates
-        self.duplicates += appended.duplicates
+        seqs, duplicates = appended
+        self.published += len(events) - duplicates
+        self.duplicates += duplicates
         if self._plugins.published:
-            for event, seq in zip(events, appended.seqs, strict=True):
+            for event, seq in zip(events, seqs, strict=True):
                 if event.seq == seq:
                     self._plugins.event_published(event, seq)
 

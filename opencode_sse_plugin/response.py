@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from . import stepping, transport
+from . import direct, transport
 from .bus import EventBus
 from .frames import HEADERS
 from .subscription import Subscription
@@ -46,8 +46,8 @@ class EventStreamResponse:
                     tasks.cancel_scope.deadline = anyio.current_time() + patience
 
                 subscription.on_cut = cut
-                if stepping.supports(send):
-                    subscription.step = stepping.Stepper(subscription, send)
+                if direct.supports(scope, send):
+                    subscription.write = direct.Writer(send)
                 tasks.start_soon(self._listen, receive)
                 await self._pump(send, servers_own)
                 tasks.cancel_scope.cancel()

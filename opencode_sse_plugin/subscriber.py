@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from .events import Cursor, Event, StoredEvent
+from .events import Cursor, Event, StoredEvent, check_event
 from .filters import Filter
 from .overflow import Limits, Outcome, OverflowPolicy, is_policy
 
@@ -56,21 +56,24 @@ class Start:
 class Snapshot:
     """A state as events.
 
-    :param events: given without ``id:``, whatever the subscriber's filter.
+    :param events: given without ``id:``, whatever the subscriber's filter; those of scope ``global`` on
+        ``/global/event`` only.
     :param at: the last sequence number the state includes; ``None`` takes the head at the time of the call.
     """
 
     events: Sequence[Event]
     at: int | None = None
 
-    def check(self, head: int) -> None:
-        """:raises TypeError, ValueError: if it cannot be given where the log ends at ``head``."""
+    def check(self, oldest: int, latest: int) -> None:
+        """:raises TypeError, ValueError: if it cannot be given by a log that holds these events."""
         if not isinstance(self.events, Sequence) or not all(isinstance(event, Event) for event in self.events):
             raise TypeError("a snapshot is a sequence of events")
-        for event in self.events:
+        for index, event in enumerate(self.events):
+            check_event(event, index)
             StoredEvent.encode(event)
-        if self.at is not None and not (isinstance(self.at, int) and 0 <= self.at <= head):
-            raise ValueError(f"at must be a sequence number up to {head}, not {self.at!r}")
+        if self.at is not None and not (isinstance(self.at, int) and oldest - 1 <= self.at <= latest):
+            # From one before that the log could not go on, and the snapshot would be asked for for ever.
+            raise ValueError(f"at must be a sequence number from {oldest - 1} to {latest}, not {self.at!r}")
 
 
 @dataclass(slots=True, eq=False)
@@ -106,17 +109,18 @@ class Subscriber:
     def check(self) -> None:
         """:raises TypeError: naming the attribute that a hook made nonsense of."""
         limits, start = self.limits, self.start
-        good = {
-            "filter": isinstance(self.filter, Filter),
-            "limits": isinstance(limits, Limits) and all(isinstance(limit, int) and limit > 0 for limit in limits),
-            "grant": isinstance(self.grant, Grant),
-            "mode": self.mode in get_args(Mode),
-            "start": isinstance(start, Start) and (start.cursor is None or isinstance(start.cursor, Cursor)),
-            "policy": self.policy is None or is_policy(self.policy),
-        }
-        for name, is_good in good.items():
+        is_cursor = isinstance(start, Start) and (start.cursor is None or isinstance(start.cursor, Cursor))
+        is_limits = isinstance(limits, Limits) and all(isinstance(limit, int) and limit > 0 for limit in limits)
+        for name, is_good, takes in (
+            ("filter", isinstance(self.filter, Filter), "a Filter"),
+            ("limits", is_limits, "Limits of at least one event and one byte"),
+            ("grant", isinstance(self.grant, Grant), "a Grant"),
+            ("mode", self.mode in get_args(Mode), f"one of {', '.join(get_args(Mode))}"),
+            ("start", is_cursor, "a Start with a Cursor, or with none"),
+            ("policy", self.policy is None or is_policy(self.policy), "a policy, which is a callable with a name"),
+        ):
             if not is_good:
-                raise TypeError(f"subscriber.{name} cannot be {getattr(self, name)!r}")
+                raise TypeError(f"subscriber.{name} cannot be {getattr(self, name)!r}; it takes {takes}")
 
     def instance_directory(self) -> str | None:
         """The one directory it is filtered to, if it is exactly one."""

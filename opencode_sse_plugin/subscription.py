@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from . import cursors, frames
 from .edits import Edits
-from .events import Event
 from .frames import Envelope
 from .overflow import Limits
 from .position import Chunk, Ending, Position, Services
+from .stores import Bounds
 from .subscriber import Snapshot, Subscriber
 from .wakeup import new_waiter
 
@@ -25,6 +26,23 @@ _WARN_AT: Final = 0.75
 class Subscription(Position[Chunk]):
     """One stream, from its first frame to its end."""
 
+    __slots__ = (
+        "_now",
+        "_slow",
+        "_started",
+        "_told_epoch",
+        "_waiter",
+        "_waiting",
+        "_warned",
+        "drain_now",
+        "heartbeat_due",
+        "last_frame",
+        "on_cut",
+        "retry_after_drain",
+        "write",
+        "writing_since",
+    )
+
     def __init__(self, services: Services, subscriber: Subscriber, envelope: Envelope[Chunk]) -> None:
         super().__init__(services, subscriber, envelope)
         self._now = services.clock.now
@@ -34,10 +52,8 @@ class Subscription(Position[Chunk]):
         self.heartbeat_due = False
         self.retry_after_drain: int | None = None
         self.drain_now = False
-        #: Set by a pump: gives what is there while the pump waits; whether the pump can go on waiting.
-        self.step: Callable[[], bool] | None = None
-        #: A write begun by ``step`` that has to wait.
-        self.unfinished: Awaitable[None] | None = None
+        #: Set by a pump: writes a chunk at once, in its place; ``False`` if only the pump can.
+        self.write: Callable[[Chunk], bool] | None = None
         #: Set by a pump: gets it out of a write that may never return.
         self.on_cut: Callable[[], None] | None = None
         self._waiting = False
@@ -81,18 +97,11 @@ class Subscription(Position[Chunk]):
             return None
         channel, index = self._channel, self.index
         count = channel.total - index
-        if count == 0 or index < channel.base or channel.disposals:
+        if not count or index < channel.base or channel.disposals or not self._within_limits(count):
             return None
-        if count > 1:
-            limits = self.subscriber.limits
-            if count > limits.events or channel.total_bytes - self.bytes_before > limits.bytes:
-                return None
-        chunk, self.index, size, self.position = channel.batch(index, self._log.epoch)
-        self.last_id = self.position
-        self.delivered += self.index - index
-        self.delivered_bytes += size
-        self.bytes_before += size
-        return chunk
+        batch = channel.batch(index, self._log.epoch)
+        self._gave(batch)
+        return batch.chunk
 
     def given(self) -> None:
         """What was given is being written from now on."""
@@ -116,7 +125,7 @@ class Subscription(Position[Chunk]):
             await self._open()
         while True:
             if self._outbox:
-                return self._outbox.popleft()
+                return self._outbox.pop(0)
             if self.ending is not None:
                 return None
             if self._expired is not None:
@@ -158,24 +167,49 @@ class Subscription(Position[Chunk]):
             self._channel.waiting[self] = None
         else:
             self._log.wake_at_head(self)
-        self._waiting = True
+        # Where what comes next is not just the next events, only the pump can tell.
+        self._waiting = self._live and not self._edits
         try:
             await self._waiter.wait()
         finally:
-            self._waiting = False
-        if self.unfinished is not None:
-            rest, self.unfinished = self.unfinished, None
-            await rest
-            self._written()
+            self._stop_waiting()
+
+    async def _turn(self) -> None:
+        self._log.wake_for_page(self)
+        await self._waiter.wait()
+
+    def _stop_waiting(self) -> None:
+        self._waiting = False
+        self._channel.waiting.pop(self, None)
+
+    def give(self) -> None:
+        """More has come: write it in place of a pump that waits, or let the pump look.
+
+        A pump waits only where nothing but events can come next, and whatever changes that calls :meth:`wake`.
+        """
+        write = self.write
+        if self._waiting and write is not None:
+            channel, index = self._channel, self.index
+            count = channel.total - index
+            if not count:
+                return
+            if index >= channel.base and not channel.disposals and (count == 1 or self._within_limits(count)):
+                chunk, end, size, last = channel.ready.get(index) or channel.batch(index, self._log.epoch)
+                if write(chunk):
+                    # As in _gave: a call less for each delivery.
+                    self.delivered += end - index
+                    self.index = end
+                    self.bytes_before += size
+                    self.position = self.last_id = last
+                    self.last_frame = self._now()
+                    if end == channel.total:
+                        return
+        self.wake()  # A big backlog goes on in turns with the others.
 
     def wake(self) -> None:
-        """Let a waiting pump look again, or give what is there in its place."""
-        if self.step is not None and self._waiting:
-            if self.step():
-                self._channel.waiting[self] = None
-                return
-            # From here on it is the pump's: two writers must never meet.
-            self._waiting = False
+        """Let a waiting pump look again. From here on it is the pump's: two writers must never meet."""
+        if self._waiting:
+            self._stop_waiting()
         self._waiter.wake()
 
     def close(self) -> None:
@@ -249,21 +283,22 @@ class Subscription(Position[Chunk]):
     # Beginning.
 
     async def _open(self) -> None:
-        await self._begin()
-        if self._stop is None and self.ending is None:
-            self._join()
+        has_snapshot = await self._begin()
+        if self._stop is None and self.ending is None and not has_snapshot:
+            self._join()  # Behind a snapshot it is level only when that was given.
 
-    async def _begin(self) -> None:
-        """Decide where the stream begins, and say so."""
+    async def _begin(self) -> bool:
+        """Decide where the stream begins, and say so; whether with a snapshot."""
         subscriber, log = self.subscriber, self._log
         start = subscriber.start
         if subscriber.mode == "live":
-            self.position = log.head
-            snapshot = await self._snapshot() if subscriber.snapshot else None
+            head, snapshot = log.head, None
+            if subscriber.snapshot:
+                _, head, snapshot = await self._look(snapshot=True)
+            self.position = head
             self._say(frames.CONNECTED, id=None if snapshot is not None else self.position)
-            self._give_snapshot(snapshot)
-            return
-        bounds = await log.store.bounds()
+            return self._give_snapshot(snapshot)
+        bounds, _, _ = await self._look()
         refusal = cursors.refusal(start, bounds, replay=self.services.settings.replay)
         terminal = subscriber.mode == "terminal"
         if refusal is None and start.cursor is not None:
@@ -272,9 +307,10 @@ class Subscription(Position[Chunk]):
             self._say(frames.HEARTBEAT if subscriber.mode == "resume" else frames.CONNECTED, id=self.position)
             if terminal:
                 self._stop = bounds.latest
-            return
-        reason = refusal or "malformed"
-        snapshot = None if terminal else await self._snapshot()
+            return False
+        reason, snapshot = refusal or "malformed", None
+        if not terminal:
+            bounds, _, snapshot = await self._look(snapshot=True)
         self.position = bounds.latest
         self._say(frames.CONNECTED, id=None)
         self._say(
@@ -282,15 +318,14 @@ class Subscription(Position[Chunk]):
             cursors.expired(start, bounds, reason),
             id=None if snapshot is not None else bounds.latest,
         )
-        self._give_snapshot(snapshot)
         if terminal:
             self.ending, self.reason = "clean", "complete"
+        return self._give_snapshot(snapshot)
 
     async def _expire(self, reason: str) -> None:
         """Tell in mid-stream that what follows the position can no longer be given, and go on at the head."""
-        bounds = await self._log.store.bounds()
         terminal = self.subscriber.mode == "terminal"
-        snapshot = None if terminal else await self._snapshot()
+        bounds, _, snapshot = await self._look(snapshot=not terminal)
         self._expired = None
         properties = cursors.expired_at(self._told_epoch, self.position, bounds, reason)
         self._told_epoch = bounds.epoch
@@ -303,21 +338,31 @@ class Subscription(Position[Chunk]):
         if terminal:
             self.ending, self.reason = "abort", "expired"
 
-    async def _snapshot(self) -> Snapshot | None:
-        head = self._log.head
-        snapshot = await self.services.plugins.snapshot(self.subscriber, head)
-        if snapshot is None:
-            return None
-        return snapshot if snapshot.at is not None else Snapshot(snapshot.events, head)
+    async def _look(self, *, snapshot: bool = False) -> tuple[Bounds, int, Snapshot | None]:
+        """What the store holds, what this process had shown before, and the state that a plugin gives for it.
 
-    def _give_snapshot(self, snapshot: Snapshot | None) -> None:
+        All of one epoch: a number that was looked up in another would be told as one of this.
+        """
+        log, state = self._log, None
+        while True:
+            epoch, head = log.epoch, log.head
+            if snapshot:
+                state = await self.services.plugins.snapshot(self.subscriber, head, log.store.bounds)
+            bounds = await log.store.bounds()
+            if log.epoch == epoch:
+                break
+        return bounds, head, Snapshot(state.events, head) if state is not None and state.at is None else state
+
+    def _give_snapshot(self, snapshot: Snapshot | None) -> bool:
         if snapshot is None or snapshot.at is None:
-            return
+            return False
         for event in snapshot.events:
-            complete = event if event.id else Event(event.type, event.properties, self.services.new_id())
-            self._outbox.append(self.envelope.control(complete, None, None))
+            if self.envelope.sees(event):
+                complete = event if event.id else replace(event, id=self.services.new_id())
+                self._outbox.append(self.envelope.control(complete, None, None))
         self.position = snapshot.at
         self._say(frames.HEARTBEAT, id=self.position)
+        return True
 
     def epoch_changed(self, end: int, gone: int) -> None:
         """The epoch ended at a sequence number; beyond it this position means nothing.

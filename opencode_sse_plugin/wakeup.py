@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -74,12 +75,14 @@ def new_waiter() -> Waiter:
 
 
 def call_soon() -> Callable[[Callable[[], None]], Any]:
-    """What calls a function in a later turn of the running event loop."""
+    """What calls a function in a later turn of the running event loop, behind the turns of all who are woken now."""
     if on_asyncio():
         return asyncio.get_running_loop().call_soon
     import trio
 
-    return trio.lowlevel.current_trio_token().run_sync_soon
+    soon = trio.lowlevel.current_trio_token().run_sync_soon
+    # In the turn after the next: within one, trio runs what is ready in no particular order.
+    return lambda callback: soon(partial(soon, callback))
 
 
 def call_later() -> Callable[[float, Callable[[], object]], Any] | None:

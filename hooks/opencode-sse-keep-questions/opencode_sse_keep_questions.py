@@ -15,9 +15,7 @@ class KeepQuestions:
     name = "keep-questions"
 
     def __call__(self, backlog: Backlog) -> Outcome:
-        kept = [event for event in backlog.events if event.type.startswith(KEPT)]
-        half = backlog.limits.half
-        if len(kept) > half.events or sum(event.size for event in kept) > half.bytes:
+        if not backlog.fits([event for event in backlog.events if event.type.startswith(KEPT)]):
             return Disconnect()
         return Skip.of(i for i, event in enumerate(backlog.events) if not event.type.startswith(KEPT))
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..errors import ConfigurationError, SSEPluginError
-from . import plugins, serve
+from . import bench, new, plugins, serve, store
 
-_COMMANDS = (serve, plugins)
+_COMMANDS = (serve, store, plugins, new, bench)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"opencode-sse: {error}", file=sys.stderr)
         return 2
-    except (SSEPluginError, OSError) as error:
+    except SSEPluginError as error:
         print(f"opencode-sse: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        said = error if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"opencode-sse: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

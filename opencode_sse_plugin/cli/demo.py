@@ -24,6 +24,7 @@ from ..bus import EventBus
 from ..encoding import decode
 from ..errors import ConfigurationError, InvalidEvent, StoreUnavailable
 from ..events import Event, check_event
+from .lines import event_of
 
 #: Between two rounds, in recorded seconds.
 PAUSE: Final = 2.0
@@ -68,35 +69,17 @@ def _recorded(path: Path, number: int, line: str) -> Recorded:
         at = value.get("t")
         if not isinstance(at, int | float) or isinstance(at, bool) or at < 0:
             raise ValueError(f"t must be seconds since the start, not {at!r}")
-        check_event(_event(value["data"]))
+        check_event(event_of(value["data"]))
     except (ValueError, InvalidEvent, RecursionError) as error:
         raise ConfigurationError(f"{path}:{number}: {error}") from error
     return Recorded(at, json.dumps(value["data"], ensure_ascii=False))
-
-
-def _event(envelope: dict[str, Any]) -> Event:
-    payload = envelope.get("payload", envelope)
-    if not isinstance(payload, dict) or not isinstance(payload.get("type"), str):
-        raise ValueError("an event needs a type, a string")
-    place = envelope if "payload" in envelope else {}
-    return Event(
-        payload["type"],
-        payload.get("properties"),
-        payload.get("id", ""),
-        place.get("directory"),
-        place.get("project"),
-        place.get("workspace"),
-        # opencode's twins for its own synchronisation: seen on /global/event only.
-        "global" if payload["type"] == "sync" else "instance",
-        {key: value for key, value in payload.items() if key not in ("id", "type", "properties")},
-    )
 
 
 def one_round(trace: list[Recorded]) -> Iterator[tuple[float, Event]]:
     """The events of one round with ids that no other round has; equal ids stay equal."""
     token = "".join(random.choices("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", k=6))
     for recorded in trace:
-        yield recorded.at, _event(json.loads(_ID.sub(rf"\g<1>{token}", recorded.text)))
+        yield recorded.at, event_of(json.loads(_ID.sub(rf"\g<1>{token}", recorded.text)))
 
 
 async def play(bus: EventBus, trace: list[Recorded], rate: float = 1.0) -> None:

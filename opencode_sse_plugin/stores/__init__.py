@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
@@ -157,6 +157,55 @@ class ImmediateStore(EventStore, Protocol):
         """As ``append``, at once."""
 
 
+# What a store may offer besides; ``opencode-sse store`` and status ask whether it does.
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A store that can be read as it lies there: nothing is made, mended or begun, as ``open`` would."""
+
+    async def open_to_read(self) -> Bounds:
+        """Make ``read`` and ``bounds`` work, in place of ``open``; ``close`` ends it.
+
+        :raises StoreUnavailable: if there is no log, or it cannot be read at all.
+        """
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A store that knows more about its own soundness than reading tells."""
+
+    async def damage(self) -> Sequence[str]:
+        """What is wrong, a sentence each; asked before it is opened.
+
+        :raises StoreUnavailable: if there is no log.
+        """
+
+
+@runtime_checkable
+class Prunable(Protocol):
+    """A store that evicts in the background."""
+
+    async def prune(self) -> None:
+        """Delete all that is beyond retention now."""
+
+
+@runtime_checkable
+class Replaceable(Protocol):
+    """A store whose history can be replaced."""
+
+    async def begin_epoch(self, end: int | None = None) -> None:
+        """Lose all history beyond ``end``, by default none, and go on under a new epoch."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A store that knows what it holds."""
+
+    def statistics(self) -> dict[str, int]:
+        """``events``, ``bytes`` and the like, as seen last."""
+
+
 StoreFactory = Callable[[str, Settings], EventStore]
 
 
@@ -176,6 +225,10 @@ class StoreRegistry:
             raise ConfigurationError(f"event store scheme {scheme!r} is registered already")
         self._factories[scheme] = factory
 
+    def schemes(self) -> list[str]:
+        """The known schemes, sorted."""
+        return sorted(self._factories)
+
     def create(self, url: str, settings: Settings) -> EventStore:
         """Make the store of a URL; nothing is opened yet.
 
@@ -184,6 +237,6 @@ class StoreRegistry:
         scheme = urlsplit(url).scheme
         factory = self._factories.get(scheme)
         if factory is None:
-            known = ", ".join(f"{name}://" for name in sorted(self._factories))
+            known = ", ".join(f"{name}://" for name in self.schemes())
             raise ConfigurationError(f"no event store for {scheme or url!r}; there are {known}")
         return factory(url, settings)

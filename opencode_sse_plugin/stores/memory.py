@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Final
 
 from ..events import StoredEvent, new_epoch
@@ -25,7 +24,8 @@ class MemoryEventStore:
     ) -> None:
         self.retention = retention
         self._now = now
-        self._events: deque[StoredEvent] = deque()
+        #: By sequence number, so that a page costs the same wherever it begins.
+        self._events: dict[int, StoredEvent] = {}
         self._times: deque[float] = deque()
         self._bytes = 0
         self._latest = 0
@@ -54,10 +54,10 @@ class MemoryEventStore:
             if seq is None:
                 self._latest = seq = self._latest + 1
                 event.seq = known[name] = seq
+                self._events[seq] = event
                 fresh.append(event)
                 self._bytes += len(event.payload)
             seqs.append(seq)
-        self._events.extend(fresh)
         keep = self.retention
         if keep.age is not None:
             self._times.extend([self._now()] * len(fresh))
@@ -75,7 +75,8 @@ class MemoryEventStore:
             return Evicted(oldest)
         events: list[StoredEvent] = []
         size = 0
-        for event in islice(self._events, after - oldest + 1, after - oldest + 1 + limit):
+        for seq in range(after + 1, min(after + limit, self._latest) + 1):
+            event = self._events[seq]
             size += len(event.payload)
             if events and size > max_bytes:
                 break
@@ -88,8 +89,8 @@ class MemoryEventStore:
 
     def begin_epoch(self, end: int) -> None:
         """Lose all history beyond ``end`` and go on under a new epoch, as a store does whose newest part was lost."""
-        while self._events and self._events[-1].seq > end:
-            event = self._events.pop()
+        for seq in range(self._latest, max(end, self._latest - len(self._events)), -1):
+            event = self._events.pop(seq)
             self._bytes -= event.size
             if self.retention.age is not None:
                 self._times.pop()
@@ -106,24 +107,25 @@ class MemoryEventStore:
         return {"oldest": self._latest - count + 1, "latest": self._latest, "events": count, "bytes": self._bytes}
 
     def _evict(self) -> None:
-        events, keep = self._events, self.retention
-        while len(events) > 1 and (len(events) > keep.events or self._bytes > keep.bytes):
+        most, most_bytes, age = self.retention
+        while len(self._events) > 1 and (len(self._events) > most or self._bytes > most_bytes):
             self._forget_oldest()
-        if keep.age is not None:
-            limit = self._now() - keep.age
+        if age is not None:
+            limit = self._now() - age
             while self._times and self._times[0] < limit:
                 self._forget_oldest()
         while len(self._known) > KNOWN_MAX:
             del self._known[next(iter(self._known))]
 
     def _forget_oldest(self) -> None:
-        event = self._events.popleft()
+        event = self._events.pop(self._latest - len(self._events) + 1)
         self._bytes -= len(event.payload)
         if self.retention.age is not None:
             self._times.popleft()
         # A republished id may be known under a newer number by now.
-        if self._known.get((event.id, event.type)) == event.seq:
-            del self._known[(event.id, event.type)]
+        name = (event.id, event.type)
+        if self._known.get(name) == event.seq:
+            del self._known[name]
 
 
 def open_memory(url: str, settings: Settings) -> MemoryEventStore:

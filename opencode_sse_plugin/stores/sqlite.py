@@ -20,8 +20,8 @@ from ..events import StoredEvent
 from ..settings import Settings
 from ..wakeup import thread_safe_call_soon
 from . import DURABLE_RETENTION, Appended, Bounds, Evicted, Page, Retention, StoreListener, retention_of
-from .sqlite_file import connect, transaction, unavailable
-from .sqlite_log import read_bounds, read_page
+from .sqlite_file import integrity, open_to_read, transaction, unavailable
+from .sqlite_log import Extent, contradictions, extent, read_bounds, read_page
 from .sqlite_writer import Options, Writer
 from .threads import Worker
 
@@ -56,6 +56,7 @@ class SQLiteEventStore:
         self._options = Options(path, retention, lossy, patience, now)
         self._writer: Writer | None = None
         self._reader: _Reader | None = None
+        self._looked: Extent | None = None
 
     async def open(self, listener: StoreListener) -> Bounds:
         call_soon = thread_safe_call_soon()
@@ -69,9 +70,23 @@ class SQLiteEventStore:
             self._writer, self._reader = writer, _Reader(self._options, call_soon)
         return bounds
 
+    async def open_to_read(self) -> Bounds:
+        """As it lies there: no file, no schema and no epoch is made.
+
+        :raises StoreUnavailable: if there is no log.
+        """
+        self._reader = reader = _Reader(self._options, thread_safe_call_soon())
+        try:
+            self._looked = await reader.extent()
+            return await reader.bounds()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.close()
+            raise
+
     async def close(self) -> None:
         writer, reader = self._writer, self._reader
-        self._writer = self._reader = None
+        self._writer = self._reader = self._looked = None
         if reader is not None:
             await reader.stop(self._options.patience)
         if writer is not None:
@@ -99,9 +114,18 @@ class SQLiteEventStore:
         """Delete all that is beyond retention now."""
         await self._open_writer().prune()
 
+    async def damage(self) -> list[str]:
+        """What SQLite finds wrong with the file, and where its tables contradict each other; it reads all of it."""
+        reader = _Reader(self._options, thread_safe_call_soon())
+        try:
+            return await reader.damage()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await reader.stop(self._options.patience)
+
     def statistics(self) -> dict[str, int]:
         """Bounds, events and bytes, as this process saw them last."""
-        oldest, latest, size = self._open_writer().seen
+        oldest, latest, size = self._looked if self._looked is not None else self._open_writer().seen
         return {"oldest": oldest, "latest": latest, "events": latest - oldest + 1, "bytes": size}
 
     def _open_writer(self) -> Writer:
@@ -127,12 +151,18 @@ class _Reader(Worker):
         return await self.do(lambda: self._reading(lambda log: read_page(log, after, limit, max_bytes)))
 
     async def bounds(self) -> Bounds:
-        return await self.do(lambda: self._reading(_bounds))
+        return await self.do(lambda: self._reading(lambda log: _at_once(log, read_bounds)))
+
+    async def extent(self) -> Extent:
+        return await self.do(lambda: self._reading(extent))
+
+    async def damage(self) -> list[str]:
+        return await self.do(lambda: self._reading(_damage))
 
     def _reading(self, read: Callable[[sqlite3.Connection], Result]) -> Result:
         try:
             if self._connection is None:
-                self._connection = connect(self._options.path, "ro", timeout=self._options.patience)
+                self._connection = open_to_read(self._options.path, self._options.patience)
             return read(self._connection)
         except sqlite3.Error as error:
             raise unavailable(self._options.path, error) from error
@@ -142,10 +172,18 @@ class _Reader(Worker):
             self._connection.close()
 
 
-def _bounds(log: sqlite3.Connection) -> Bounds:
+def _at_once(log: sqlite3.Connection, read: Callable[[sqlite3.Connection], Result]) -> Result:
+    """Read with several statements that see the same."""
     log.execute("BEGIN")
     with transaction(log):
-        return read_bounds(log)
+        return read(log)
+
+
+def _damage(log: sqlite3.Connection) -> list[str]:
+    try:
+        return integrity(log) or _at_once(log, contradictions)
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
 
 
 def open_sqlite(url: str, settings: Settings) -> SQLiteEventStore:

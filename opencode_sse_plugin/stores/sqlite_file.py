@@ -162,19 +162,44 @@ def open_log(path: Path, *, lossy: bool, patience: float) -> tuple[sqlite3.Conne
     return connection, presence
 
 
-def _look(path: Path, deadline: float) -> None:
+def open_to_read(path: Path, patience: float) -> sqlite3.Connection:
+    """Open a log that is there, and only read it.
+
+    :raises StoreUnavailable: if there is none, or one that is older or newer than this program.
+    """
+    try:
+        version = _look(path, time.monotonic() + patience)
+        if version == 0:
+            raise StoreUnavailable(f"event store {path}: there is no such log")
+        if version < len(MIGRATIONS):
+            raise StoreUnavailable(
+                f"event store {path}: its schema has version {version}, this program reads {len(MIGRATIONS)}; "
+                "whoever opens it to write, as `opencode-sse serve` does, brings it up to date"
+            )
+        return connect(path, "ro", timeout=patience)
+    except (sqlite3.Error, OSError) as error:
+        raise unavailable(path, error) from error
+
+
+def integrity(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite finds wrong with the whole file; it reads all of it."""
+    found = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
+    return [] if found == ["ok"] else [_one_line(text) for text in found]
+
+
+def _look(path: Path, deadline: float) -> int:
     """Refuse what is not ours, before anything is written.
 
-    :raises StoreUnavailable: saying what it is.
+    :return: the version of its schema; 0 where there is none yet. :raises StoreUnavailable: saying what it is.
     """
     if path.is_dir():
         raise StoreUnavailable(f"event store {path}: it is a folder")
     if not path.exists() or path.stat().st_size == 0:
-        return
+        return 0
     with closing(connect(path, "ro")) as connection:
         application, version = patiently(lambda: versions(connection), deadline)
         if application == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-            return  # Somebody who made it did not get far.
+            return 0  # Somebody who made it did not get far.
     if application != APPLICATION_ID:
         raise StoreUnavailable(f"event store {path}: it is an SQLite database of another program")
     if version > len(MIGRATIONS):
@@ -182,6 +207,7 @@ def _look(path: Path, deadline: float) -> None:
             f"event store {path}: its schema has version {version}, this program knows {len(MIGRATIONS)}; "
             "a newer opencode-sse-plugin wrote it"
         )
+    return version
 
 
 def _look_for_damage(path: Path) -> None:

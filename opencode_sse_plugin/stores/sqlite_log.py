@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from functools import cache
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from ..events import StoredEvent, new_epoch
@@ -35,16 +37,17 @@ _PRUNE_BYTES: Final = 4 * 1024 * 1024
 #: For how long the one process that prunes keeps the others from it, in milliseconds.
 _LEASE: Final = 5000
 #: How many ids one statement looks for; a few sizes, so that their statements stay prepared.
-_LOOKUPS: Final = (1, 8, 64, 512)
+_LOOKUPS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _PAGE: Final = (
     "SELECT seq, id, type, session, directory, project, workspace, scope, payload, odd FROM events "
     "WHERE seq > ? ORDER BY seq LIMIT ?"
 )
 _INSERT: Final = (
-    "INSERT INTO events (seq, at, odd, id, type, session, directory, project, workspace, scope, payload) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO events (seq, at, odd, id, type, session, directory, project, workspace, scope, payload) VALUES "
 )
+#: So many rows in one statement: each step gives up the interpreter's lock, and must have it again.
+_ROWS: Final = 50
 
 
 class Extent(NamedTuple):
@@ -138,7 +141,9 @@ def read_page(connection: sqlite3.Connection, after: int, limit: int, max_bytes:
     size = 0
     with closing(connection.execute(_PAGE, (after, limit))) as rows:
         for row in rows:
-            if not events and row[0] != after + 1:
+            if row[0] != after + 1 + len(events):
+                if events:
+                    break  # A hole, which only damage can make: the next page says so.
                 return Evicted(row[0])
             size += len(row[8])
             if events and size > max_bytes:
@@ -157,15 +162,29 @@ def _named(row: tuple[Any, ...]) -> list[Any]:
     return [*names, row[8]]
 
 
+def contradictions(connection: sqlite3.Connection) -> list[str]:
+    """What the table of events says otherwise than the row about it."""
+    found = []
+    head, size = connection.execute("SELECT head, bytes FROM log").fetchone()
+    newest, held = connection.execute("SELECT max(seq), coalesce(sum(length(payload)), 0) FROM events").fetchone()
+    if newest is not None and newest > head:
+        found.append(f"its head is {head}, but there is an event {newest}")
+    if held != size:
+        found.append(f"it says that its events have {size} bytes, but they have {held}")
+    return found
+
+
 # Writing.
 
 
-def insert(connection: sqlite3.Connection, batches: Sequence[Sequence[StoredEvent]], at: int) -> list[Inserted]:
+def insert(
+    connection: sqlite3.Connection, batches: Sequence[Sequence[StoredEvent]], at: int
+) -> tuple[list[Inserted], Extent]:
     """Store what is not known.
 
-    :param at: now, in milliseconds since 1970.
+    :param at: now, in milliseconds since 1970. :return: what became of each batch, and what is stored then.
     """
-    _, head, size = extent(connection)
+    oldest, head, size = extent(connection)
     names = [(_stored(event.id), _stored(event.type)) for batch in batches for event in batch]
     known = _known(connection, names, head)
     rows: list[tuple[object, ...]] = []
@@ -184,9 +203,16 @@ def insert(connection: sqlite3.Connection, batches: Sequence[Sequence[StoredEven
                 size += len(event.payload)
             seqs.append(seq)
         inserted.append(Inserted(Appended(seqs, len(seqs) - len(fresh)), fresh))
-    connection.executemany(_INSERT, rows)
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        connection.execute(_insert_statement(len(some)), tuple(chain.from_iterable(some)))
     connection.execute("UPDATE log SET head = ?, bytes = ?", (head, size))
-    return inserted
+    return inserted, Extent(oldest, head, size)
+
+
+@cache
+def _insert_statement(rows: int) -> str:
+    return _INSERT + ",".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
 
 
 def _known(connection: sqlite3.Connection, names: Sequence[Name], head: int) -> dict[Name, int]:
@@ -194,7 +220,7 @@ def _known(connection: sqlite3.Connection, names: Sequence[Name], head: int) -> 
     found: dict[Name, int] = {}
     ids = list(dict.fromkeys(id for id, _ in names))
     while ids:
-        size = next((size for size in _LOOKUPS if size >= len(ids)), _LOOKUPS[-1])
+        size = next((size for size in _LOOKUPS if size >= len(ids) > size // 2), _LOOKUPS[-1])
         asked, ids = ids[:size], ids[size:]
         marks = ",".join("?" * size)
         rows = connection.execute(
@@ -206,9 +232,11 @@ def _known(connection: sqlite3.Connection, names: Sequence[Name], head: int) -> 
 
 
 def _row(seq: int, at: int, name: Name, event: StoredEvent) -> tuple[object, ...]:
-    places = [_stored(place) for place in (event.session, event.directory, event.project, event.workspace)]
-    odd = any(isinstance(value, bytes) for value in (*name, *places))
-    return (seq, at, odd, *name, *places, event.scope, event.payload)
+    id, kind = name
+    session, directory = _stored(event.session), _stored(event.directory)
+    project, workspace = _stored(event.project), _stored(event.workspace)
+    odd = bytes in map(type, (id, kind, session, directory, project, workspace))
+    return (seq, at, odd, id, kind, session, directory, project, workspace, event.scope, event.payload)
 
 
 def _stored(name: str | None) -> str | bytes | None:

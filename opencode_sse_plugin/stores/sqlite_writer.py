@@ -185,8 +185,7 @@ class Writer(Worker):
             return
         try:
             with transaction(self._log):
-                inserted = insert(self._log, [job.events for job in group], int(self._options.now() * 1000))
-                seen = extent(self._log)
+                inserted, seen = insert(self._log, [job.events for job in group], int(self._options.now() * 1000))
         except Exception as error:
             if len(group) == 1:
                 self._refuse(group, error)

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
+from ..wakeup import new_waiter
+
 Result = TypeVar("Result")
 CallSoon = Callable[[Callable[[], None]], Any]
 
@@ -20,11 +22,11 @@ class Job(Generic[Result]):
 
     def __init__(self) -> None:
         self.error: Exception | None = None
-        self._done = anyio.Event()
+        self._done = new_waiter()
 
     def tell(self) -> None:
         """Let the task go on, on the event loop."""
-        self._done.set()
+        self._done.wake()
 
     async def outcome(self) -> Result:
         """Wait until it was told. :raises Exception: what the work raised."""

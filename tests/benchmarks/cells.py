@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -22,6 +23,7 @@ SERVERS: Final = {
     "fastapi.sse": [sys.executable, str(HERE / "servers/peer_fastapi.py")],
     "nginx+nchan": [sys.executable, str(HERE / "servers/peer_nchan.py")],
     "write() loop": [str(BUILD / "loop")],
+    "opencode": [sys.executable, str(HERE / "servers/peer_opencode.py")],
 }
 #: The client parses about so many events a second and counts the others.
 _PARSED: Final = 200_000
@@ -36,11 +38,18 @@ class Unavailable(CannotRun):
 
 @dataclass(frozen=True)
 class Shape:
-    """:param sessions: every subscriber is filtered to its own session, and events go to them in turn."""
+    """
+    :param sessions: every subscriber is filtered to its own session, and events go to them in turn.
+    :param kind: how it is measured, see ``scenarios``. :param policy: of those who stall; without one, nobody does.
+    :param settings: ours, where the default does not fit.
+    """
 
     subscribers: int
     rate: float
     sessions: bool = False
+    kind: str = "fan-out"
+    policy: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ class Measurement:
     """
     :param busy: share of a core. :param delivered: share of what should have arrived.
     :param together: events a read: a server that is behind joins them, and so does Nagle's algorithm.
-    :param missing: gaps by cursor, where there are cursors.
+    :param missing: gaps by cursor, where there are cursors. :param p99_times: p99 over that without replays.
+    :param turn_ms: thread time of a turn of the event loop with a wake-up of ours in it, p99.9.
     """
 
     events: int
@@ -64,6 +74,9 @@ class Measurement:
     missing: int
     lagged: int
     about: str
+    mb_per_cpu_second: float = 0.0
+    p99_times: float = 0.0
+    turn_ms: float = 0.0
 
 
 class Child:
@@ -131,29 +144,40 @@ class Child:
         return Unavailable(said[-1] if said else f"{self.name} ended with {self._process.returncode}")
 
 
-def measure(server: str, shape: Shape, seconds: float) -> Measurement:
+@contextmanager
+def start_server(server: str, settings: str = "") -> Iterator[tuple[Child, dict[str, Any]]]:
+    """A server on its core, and what it says once it is ready.
+
+    :param settings: ours, as ``NAME=VALUE`` by spaces.
+    """
+    server_cpu, load_cpu = two_cores()
+    command = list(SERVERS[server])
+    environment = {"BENCH_SETTINGS": settings}
+    if server_cpu is not None:
+        environment |= {"BENCH_SERVER_CPU": str(server_cpu), "BENCH_LOAD_CPU": str(load_cpu)}
+        if server == "write() loop":
+            command += ["--cpu", str(server_cpu)]
+    with Child(server, command, environment) as child:
+        yield child, child.hear(70)
+
+
+def measure_fan_out(server: str, shape: Shape, seconds: float) -> Measurement:
     """Start a server and the load client, publish for so long, wait until nothing more arrives.
 
     :raises Unavailable: if one of them cannot run.
     """
-    server_cpu, load_cpu = two_cores()
-    command = list(SERVERS[server])
-    environment = {}
-    if server_cpu is not None:
-        environment = {"BENCH_SERVER_CPU": str(server_cpu), "BENCH_LOAD_CPU": str(load_cpu)}
-        if server == "write() loop":
-            command += ["--cpu", str(server_cpu)]
-    with Child(server, command, environment) as child:
-        ready = child.hear(30)
-        _warm_up(ready["port"])
+    with start_server(server, shape.settings) as (child, ready):
+        warm_up(ready["port"])
         empty = resident_bytes(ready["pids"])
-        with Child("the load client", _load(server, shape, ready["port"], load_cpu)) as load:
+        with load_client(server, shape, ready["port"]) as load:
             connected = load.hear(120)
             if connected["failed"]:
                 raise Unavailable(f"{server} refused {connected['failed']} of {shape.subscribers} connections")
             time.sleep(0.3)
             idle = (resident_bytes(ready["pids"]) - empty) / shape.subscribers / 1024
             load.ask("mark")
+            if server == "ours":
+                child.ask("turns")
             due = round(shape.rate * seconds)
             expected = due * (1 if shape.sessions else shape.subscribers)
             before = cpu_seconds(ready["pids"])
@@ -165,6 +189,10 @@ def measure(server: str, shape: Shape, seconds: float) -> Measurement:
             took = time.monotonic() - begun
             used = cpu_seconds(ready["pids"]) - before
             result = load.ask("stop")
+            turn_ms = 0.0
+            if server == "ours":
+                child.hear(seconds + 10)
+                turn_ms = child.ask("turns")["turn_ms"]
     return Measurement(
         events=result["events"],
         per_cpu_second=result["events"] / max(used, 0.01),
@@ -179,21 +207,33 @@ def measure(server: str, shape: Shape, seconds: float) -> Measurement:
         missing=result["missing"] + result["repeated"],
         lagged=result["lagged"],
         about=ready["about"],
+        mb_per_cpu_second=result["bytes"] / max(used, 0.01) / 1e6,
+        turn_ms=turn_ms,
     )
 
 
-def _load(server: str, shape: Shape, port: int, cpu: int | None) -> list[str]:
-    path = "/event?session=ses_%d" if shape.sessions else "/event"
+def load_client(server: str, shape: Shape, port: int, *, path: str = "", sample: int = 0, stall: bool = False) -> Child:
+    """The load client, on its core.
+
+    :param path: instead of that of the shape. :param sample: instead of as many as it can parse.
+    :param stall: connects and reads no event.
+    """
+    _, cpu = two_cores()
+    default = "/event?session=ses_%d" if shape.sessions else "/event"
     expected = shape.rate if shape.sessions else shape.rate * shape.subscribers
-    sample = max(1, round(expected / _PARSED))
+    sample = sample or max(1, round(expected / _PARSED))
     command = [str(BUILD / "load"), "--port", str(port), "--connections", str(shape.subscribers)]
-    command += ["--path", path, "--sample", str(sample)]
+    command += ["--path", path or default, "--sample", str(sample)]
     if server == "ours":
         command += ["--ids", "ordered" if shape.sessions else "contiguous"]
-    return command if cpu is None else [*command, "--cpu", str(cpu)]
+    if stall:
+        command += ["--stall", "1"]
+    if cpu is not None:
+        command += ["--cpu", str(cpu)]
+    return Child("the load client", command)
 
 
-def _warm_up(port: int) -> None:
+def warm_up(port: int) -> None:
     """A few connections that come and go, so that what a first one loads is not counted as a subscriber's memory."""
     connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(_WARM_UP)]
     for connection in connections:

@@ -2,7 +2,7 @@
  * measures latency, looks for gaps.
  *
  *   load --port P [--host H] [--path /event] [--connections N] [--seconds S] [--cpu C] [--sample K] [--ids MODE]
- *        [--nap US]
+ *        [--nap US] [--stall 1]
  *
  * An event is a block whose data holds "t":NANOSECONDS (CLOCK_MONOTONIC of its publishing); latency is from there to
  * its receipt. %d in the path becomes the number of the connection. Every K-th connection is parsed, the others are
@@ -11,6 +11,8 @@
  *
  * It sleeps for US microseconds between two looks at the sockets (200): a reader on the same machine that waits for each
  * single write lets the writer pay for waking it up, which no reader at the other end of a network does.
+ *
+ * With --stall it reads nothing behind the head of a response, and offers little room.
  *
  * Says one JSON line once all are connected. Commands on stdin, a line each: mark (count from here), count, stop.
  * Ends with one JSON line on stop, SIGTERM, SIGINT, or after S seconds. */
@@ -48,7 +50,7 @@ struct connection {
 };
 
 static struct connection *all;
-static long nap = 200, count = 1, opened, answered, failed, closed, sample = 1;
+static long nap = 200, stall = 0, count = 1, opened, answered, failed, closed, sample = 1;
 static int ids = NONE, epoll, in_flight;
 static const char *host = "127.0.0.1", *path = "/event";
 static struct sockaddr_in address;
@@ -80,9 +82,10 @@ static double bucket_ms(int b) {
 
 static double percentile(double p) {
     uint64_t rank = (uint64_t)(p * (double)parsed_events), seen = 0;
+    double most = (double)slowest / 1e6;
     for (int b = 0; b < BUCKETS; b++)
-        if ((seen += histogram[b]) > rank) return bucket_ms(b);
-    return (double)slowest / 1e6;
+        if ((seen += histogram[b]) > rank) return bucket_ms(b) < most ? bucket_ms(b) : most;
+    return most;
 }
 
 static void block(struct connection *c, const char *at, const char *end, uint64_t now) {
@@ -208,6 +211,7 @@ static void head(struct connection *c, size_t got, uint64_t now) {
 /* Edge-triggered, so that an event costs one look: read until there is less than was asked for. */
 static void readable(struct connection *c) {
     ssize_t got = READ;
+    if (stall && c->phase != HEAD) return;
     while (got == READ && c->fd >= 0) {
         got = recv(c->fd, raw, READ, 0);
         if (got < 0 && errno == EINTR) got = READ;
@@ -233,6 +237,8 @@ static void open_one(void) {
     if (c->fd < 0) die("socket");
     setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &abortive, sizeof abortive);
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    int little = 4096;
+    if (stall) setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &little, sizeof little);
     c->parsed = opened % sample == 0;
     c->seq = -1;
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS) die("connect");
@@ -283,6 +289,7 @@ static void arguments(int argc, char **argv, double *seconds) {
         else if (!strcmp(name, "--connections")) count = atol(value);
         else if (!strcmp(name, "--seconds")) *seconds = atof(value);
         else if (!strcmp(name, "--nap")) nap = atol(value);
+        else if (!strcmp(name, "--stall")) stall = atol(value);
         else if (!strcmp(name, "--sample")) sample = atol(value);
         else if (!strcmp(name, "--ids")) ids = value[0] == 'c' ? CONTIGUOUS : value[0] == 'o' ? ORDERED : NONE;
         else if (!strcmp(name, "--cpu")) {
@@ -305,7 +312,7 @@ static int command(void) {
     text[got] = 0;
     if (strstr(text, "stop")) return 0;
     if (strstr(text, "mark")) mark();
-    printf("{\"events\": %lu}\n", events);
+    printf("{\"events\": %lu, \"blocks\": %lu, \"bytes\": %lu, \"closed\": %ld}\n", events, blocks, bytes, closed);
     fflush(stdout);
     return 1;
 }

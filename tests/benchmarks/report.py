@@ -61,7 +61,7 @@ def spread(values: Sequence[float]) -> str:
 def table(row: Row, results: Results) -> Iterator[str]:
     """One row as lines of text, a line a server, then its goals."""
     yield row.title
-    unit = "CPU us/event" if row.figure == "cpu_us_per_event" else "deliv./CPU-s"
+    unit = {"cpu_us_per_event": "CPU us/event", "mb_per_cpu_second": "MB/CPU-s"}.get(row.figure, "deliv./CPU-s")
     titles = (unit, "spread", "ours/it", "arrived", "core", "ev./read", "p50 ms", "p99 ms", "KB idle")
     yield f"  {'':14}" + "".join(f"{title:>12}" for title in titles)
     ours = results.median(row.name, OURS, row.figure)
@@ -139,5 +139,8 @@ NAMES: Final[Mapping[Metric, str]] = {
     "delivered": "share that arrived",
     "p50_ms": "latency p50",
     "p99_ms": "latency p99",
-    "idle_kb": "memory of an idle subscriber",
+    "idle_kb": "KB of an idle subscriber",
+    "mb_per_cpu_second": "bytes per CPU-second",
+    "p99_times": "latency p99 over that without replays",
+    "turn_ms": "thread time of a turn with our wake-up, p99.9 in ms",
 }

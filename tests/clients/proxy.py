@@ -1,4 +1,5 @@
-"""A TCP relay that cuts its connections: with RST as a dying network does, or with FIN as a dying server does."""
+"""A TCP relay that cuts its connections: with RST as a dying network does, with FIN as a dying server does, or once the
+server has done what it was asked, and before it can say so."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ class Proxy:
     """Relays to a local port, in a thread of its own."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        #: Where new connections lead.
+        self.target = target
+        #: The connection that sends this is cut when its answer comes; then it is ``None`` again.
+        self.cut_before_answering: bytes | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         #: How many connections it has cut.
         self.cuts = 0
@@ -41,8 +45,12 @@ class Proxy:
         self._open[task] = writer
         upstream = None
         try:
-            upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._target)
-            ways = [asyncio.create_task(_copy(reader, upstream)), asyncio.create_task(_copy(upstream_reader, writer))]
+            upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self.target)
+            asked = asyncio.Event()
+            ways = [
+                asyncio.create_task(self._forward(reader, upstream, asked)),
+                asyncio.create_task(_copy(upstream_reader, writer, asked)),
+            ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -58,6 +66,16 @@ class Proxy:
                     side.close()
                     with contextlib.suppress(OSError):
                         await side.wait_closed()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if self.cut_before_answering is not None and self.cut_before_answering in data:
+                    self.cut_before_answering = None
+                    self.cuts += 1
+                    asked.set()
+                writer.write(data)
+                await writer.drain()
 
     async def _cut(self, *, reset: bool) -> int:
         cut = dict(self._open)
@@ -82,8 +100,8 @@ class Proxy:
         assert not self._thread.is_alive(), "the proxy did not end"
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stop: asyncio.Event) -> None:
     with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
+        while (data := await reader.read(65536)) and not stop.is_set():
             writer.write(data)
             await writer.drain()

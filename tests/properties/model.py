@@ -98,8 +98,12 @@ def judge(
             advance(cursor.seq)
         elif frame.type == "server.stream.expired":
             # Where the number means nothing in this history, everything in it may be new to the client.
-            after = properties["next"] if properties["reason"] in ("evicted", "disabled") else 0
             told = Cursor.parse(properties["requested"])
+            known = properties["reason"] == "evicted" or (
+                # Nobody looked whether the number still means what it meant.
+                properties["reason"] == "disabled" and (told is None or told.epoch == properties["epoch"])
+            )
+            after = properties["next"] if known else 0
             if told is not None and told.epoch in histories:
                 verdict.lost.append((told.epoch or "", properties["next"], 2**53))
             verdict.lost.append((properties["epoch"], after, properties["latest"] if cursor is None else cursor.seq))

@@ -4,6 +4,7 @@ after any frame and resumed, under any policies that lose nothing before and aft
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from random import Random
 
 import anyio
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opencode_sse_plugin import Event, EventBus, Limits, Settings
+from opencode_sse_plugin import Backlog, Event, EventBus, Lag, Limits, Merge, Settings, StoredEvent
 from opencode_sse_plugin.cli.demo import one_round, read_trace, shipped
+from opencode_sse_plugin.delivery import DeliveryClasses
+from opencode_sse_plugin.delivery_table import builtin_delivery_classes
 from opencode_sse_plugin.frames import Delivery
 from opencode_sse_plugin.plugins import Plugins
+from opencode_sse_plugin.policies import Coalesce
 from opencode_sse_plugin.testing import State, Traffic, fold
 
 LOSSLESS = ("coalesce", "coalesce", "coalesce", "catch-up", "disconnect", "block?timeout=1ms")
@@ -100,10 +104,19 @@ def test_folding_what_was_coalesced_gives_the_same_state(
     anyio.run(run)
 
 
+def recorded(path: Path) -> list[Event]:
+    return [event for _, event in one_round(read_trace(path)) if event.scope == "instance"]
+
+
+#: 40 seconds of `/event` of opencode 1.18.33: parallel sessions, reasoning, tools, a failure; without control frames.
+CAPTURE = Path(__file__).parents[1] / "data/event.jsonl.xz"
+
+
+@pytest.mark.parametrize("trace", [shipped(), CAPTURE], ids=["shipped", "captured"])
 @pytest.mark.parametrize("limit", [10, 100, 1000])
-def test_a_recorded_session_folds_to_the_same_state(limit: int) -> None:
+def test_a_recorded_session_folds_to_the_same_state(trace: Path, limit: int) -> None:
     """Real traffic, cut again and again; and far fewer frames come."""
-    events = [event for _, event in one_round(read_trace(shipped())) if event.scope == "instance"]
+    events = recorded(trace)
     random = Random(limit)
 
     async def run() -> None:
@@ -124,3 +137,25 @@ def test_a_recorded_session_folds_to_the_same_state(limit: int) -> None:
             assert reader.frames < len(events) / 2
 
     anyio.run(run)
+
+
+@pytest.mark.parametrize("size", [100, 1000, 6253])
+def test_a_captured_backlog_comes_down_to_less_than_a_quarter(size: int) -> None:
+    """And whoever reads what is left ends in the same state."""
+    events = recorded(CAPTURE)
+    classes = DeliveryClasses()
+    builtin_delivery_classes(classes.register)
+    whole, folded, left = State(), State(), 0
+    for first in range(0, len(events), size):
+        stored = [StoredEvent.encode(event) for event in events[first : first + size]]
+        lag = Lag(len(stored), sum(event.size for event in stored))
+        limits = Limits(2 * lag.events, 2 * lag.bytes)
+        outcome = Coalesce()(Backlog(stored, lag, limits, 0.0, classes.of, classes.key, classes.adds_up, classes.join))
+        assert isinstance(outcome, Merge)
+        assert not outcome.skip.ranges
+        rest = [outcome.replace.get(n, event) for n, event in enumerate(stored) if n not in outcome.remove]
+        fold((event.event for event in stored), whole)
+        fold((event.event for event in rest), folded)
+        left += len(rest)
+        assert folded == whole
+    assert left < len(events) / 4

@@ -1,4 +1,4 @@
-"""Four uvicorn workers over one SQLite file: one stream, whoever is asked."""
+"""Four uvicorn workers over one SQLite file, or one Valkey: one stream, whoever is asked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from .conftest import StartBroker
 from .publisher import publish
 from .reader import Reader
 from .test_crash_loop import CLEAN, until
@@ -58,8 +61,12 @@ def status(port: int) -> dict[str, Any]:
     return said
 
 
-def test_four_workers_are_one_stream(tmp_path: Path, started: list[Callable[[], None]]) -> None:
-    port = start_workers(f"sqlite:///{tmp_path / 'a.db'}", started)
+@pytest.mark.parametrize("kind", ["sqlite", "valkey"])
+def test_four_workers_are_one_stream(
+    kind: str, start_broker: StartBroker, tmp_path: Path, started: list[Callable[[], None]]
+) -> None:
+    store = start_broker(kind).url if kind == "valkey" else f"sqlite:///{tmp_path / 'a.db'}"
+    port = start_workers(store, started)
     readers: list[Reader] = []
     answers: list[dict[str, Any]] = []
 
@@ -106,7 +113,7 @@ def test_four_workers_are_one_stream(tmp_path: Path, started: list[Callable[[], 
     def known() -> bool:
         said = status(port)["store"]
         return (said["kind"], said["epoch"], said["oldest"], said["latest"]) == (
-            "sqlite",
+            store.partition(":")[0],
             *expected[0][:2],
             len(expected),
         )

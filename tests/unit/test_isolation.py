@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,15 @@ import pluggy
 import pytest
 
 from opencode_sse_plugin import (
+    Backlog,
     Cursor,
     Event,
     EventBus,
     Limits,
+    Outcome,
     PluginError,
     Settings,
+    Skip,
     Snapshot,
     Start,
     StoredEvent,
@@ -30,6 +34,7 @@ from opencode_sse_plugin import (
     event_app,
     hookimpl,
     plugins,
+    slowness,
 )
 from opencode_sse_plugin.cli import main
 from opencode_sse_plugin.hookspecs import ASYNC, SPECS
@@ -413,7 +418,7 @@ async def test_a_plugin_that_registers_nonsense_is_left_out(
 # Slow.
 
 
-@pytest.mark.parametrize("hook", [*FATAL, *AT_RUN_TIME])
+@pytest.mark.parametrize("hook", HOOKS)
 async def test_a_hook_that_takes_a_second_is_named_with_its_duration(
     hook: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -423,9 +428,10 @@ async def test_a_hook_that_takes_a_second_is_named_with_its_duration(
         nonlocal now
         now += 1.0
 
-    monkeypatch.setattr(plugins, "time", SimpleNamespace(perf_counter=lambda: now))
+    for module in (plugins, slowness):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     slow = plugin(hook, take_a_second)
-    if hook in FATAL:
+    if hook in FATAL or hook in REGISTERS:
         bus = bus_with(slow)
         event_app(bus, authorize=None)
         async with bus:
@@ -437,6 +443,23 @@ async def test_a_hook_that_takes_a_second_is_named_with_its_duration(
     said = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
     assert f"plugin broken: {hook} held the event loop for 1.00 s" in said
     assert errors(caplog) == []
+
+
+async def test_a_policy_that_takes_a_second_is_named_with_its_duration(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow:
+        name = "slow"
+
+        def __call__(self, backlog: Backlog) -> Outcome:
+            time.sleep(1.0)
+            return Skip(((0, len(backlog.events)),))
+
+    async with bus_with() as bus, bus.subscribe(limits=Limits(4, 10_000), overflow=Slow()) as events:
+        await anext(events)
+        for _ in range(6):
+            await bus.publish("a")
+        assert (await anext(events)).event.type == "server.stream.lagged"
+    (record,) = caplog.records
+    assert re.fullmatch(r"overflow policy slow held the event loop for [1-9]\.\d\d s", record.getMessage())
 
 
 async def test_a_second_on_the_clock(caplog: pytest.LogCaptureFixture) -> None:
@@ -619,6 +642,15 @@ DOES_NOT_LOAD = {
     "a misspelt hook": (GOOD.replace("_publish", "_publisch"), "did you mean sse_event_publish?"),
     "a hook that is async": (GOOD.replace("def sse", "async def sse"), "cannot be async"),
 }
+
+
+async def test_one_that_takes_a_second_to_import_is_named_with_its_duration(
+    installed: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = installed("sse-test-slow", f"import time; time.sleep(1.0){GOOD}")
+    assert EventBus({}).plugins.info()[0].failure is None
+    (said,) = (record.getMessage() for record in caplog.records if name in record.getMessage())
+    assert re.fullmatch(rf"plugin {re.escape(name)}: loading it took [1-9]\.\d\d s", said)
 
 
 @pytest.mark.parametrize(("source", "failure"), DOES_NOT_LOAD.values(), ids=DOES_NOT_LOAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sqlite3
@@ -20,7 +21,7 @@ from opencode_sse_plugin import EpochStart, Filter, StoreUnavailable
 from opencode_sse_plugin.bus import EventBus
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.settings import Settings
-from opencode_sse_plugin.stores import Page, sqlite_file, sqlite_log
+from opencode_sse_plugin.stores import Evicted, Page, sqlite_file, sqlite_log
 from opencode_sse_plugin.stores.sqlite import SQLiteEventStore
 from opencode_sse_plugin.stores.threads import Call
 from opencode_sse_plugin.testing.samples import RecordingListener, stored_event, stored_events
@@ -293,6 +294,29 @@ async def test_damage_done_later_is_told_by_whoever_meets_it(tmp_path: Path, cap
         assert await store.append(stored_events(1)) == ([2001], 0)
 
 
+async def test_a_hole_is_never_stepped_over(tmp_path: Path) -> None:
+    """Whoever reads is told that something is missing, as if it had been evicted."""
+    path = tmp_path / "a.db"
+    await fill(path, 10)
+    with closing(sqlite3.connect(path)) as log, log:
+        log.execute("DELETE FROM events WHERE seq IN (4, 5)")
+    async with opened(path) as store:
+        page = await store.read(0, 100, ALL)
+        assert isinstance(page, Page)
+        assert page.last == 3
+        assert await store.read(3, 100, ALL) == Evicted(6)
+    settings = Settings(store=f"sqlite:///{path}")
+    async with EventBus(settings, plugins=Plugins(discover=False)) as bus, bus.subscribe(Filter(), after=0) as events:
+        got = []
+        with anyio.fail_after(10):
+            while not got or got[-1].cursor != f"{bus.epoch}:10":
+                got.append(await anext(events))
+    assert [delivery.seq for delivery in got] == [None, 1, 2, 3, None]
+    expired = got[-1].event
+    assert expired.type == "server.stream.expired"
+    assert (expired.properties or {})["next"] == 3
+
+
 # No room.
 
 
@@ -399,6 +423,91 @@ anyio.run(main)
     said, stored = done.stdout.splitlines()
     assert "the disk gave an error" in said or "is full" in said
     assert int(stored) > 50
+
+
+@contextmanager
+def small_file_system(folder: Path) -> Iterator[None]:
+    """One of a mebibyte, mounted there."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("NOT TESTED: a full file system. It takes root on Linux, who may mount one: sudo make test")
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"NOT TESTED: a full file system. Root may not mount one here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+async def test_a_full_file_system_is_told_and_survived(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    with small_file_system(folder):
+        ballast = folder / "ballast"
+        ballast.write_bytes(b"x" * 300_000)
+        async with opened(folder / "a.db") as store:
+            stored = 0
+
+            async def append_on() -> None:
+                nonlocal stored
+                while stored < 2000:
+                    await store.append(stored_events(10, size=1000))
+                    stored += 10
+
+            with pytest.raises(StoreUnavailable, match=r"is full|the disk gave an error"):
+                await append_on()
+            assert 50 < stored < 1000
+            page = await store.read(0, 1000, ALL)
+            assert isinstance(page, Page)
+            assert (page.last, (await store.bounds()).latest) == (stored, stored)
+            ballast.unlink()
+            assert (await store.append(stored_events(10, size=1000))).seqs[0] == stored + 1
+        async with opened(folder / "a.db") as store:
+            assert (await store.bounds()).latest == stored + 10
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    """By somebody who is not root, since root may write everywhere."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    anyio.run(fill, folder / "a.db")
+    program = f"""
+import os, anyio
+from pathlib import Path
+from opencode_sse_plugin import StoreUnavailable
+from opencode_sse_plugin.stores.sqlite import SQLiteEventStore
+from opencode_sse_plugin.testing.samples import RecordingListener
+
+async def main():
+    for name in ("a.db", "new.db"):
+        try:
+            await SQLiteEventStore(Path(name)).open(RecordingListener())
+        except StoreUnavailable as error:
+            print(error)
+
+os.chdir({str(folder)!r})
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setegid(65534)
+    os.seteuid(65534)
+anyio.run(main)
+"""
+    before = untouched(folder)
+    try:
+        (folder / "a.db").chmod(0o444)
+        folder.chmod(0o555)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        assert untouched(folder) == before
+    finally:
+        folder.chmod(0o755)
+    assert (done.returncode, done.stderr) == (0, "")
+    old, new = done.stdout.splitlines()
+    assert old.startswith("event store a.db: ")
+    assert new.startswith("event store new.db: ")
+    for said in (old, new):
+        assert "ermission denied" in said or "may we use it" in said or "read-only" in said
 
 
 # Locks.

@@ -122,7 +122,7 @@ class TellsTwice(MemoryEventStore):
     def append_now(self, events: Sequence[StoredEvent]) -> Appended:
         appended = super().append_now(events)
         if appended.duplicates and self._listener is not None:
-            self._listener.visible([event for event in self._events if event.seq in appended.seqs])
+            self._listener.visible([event for event in self._events.values() if event.seq in appended.seqs])
         return appended
 
 
@@ -134,7 +134,7 @@ class TellsBackwards(MemoryEventStore):
         appended = super().append_now(events)
         self._listener = listener
         if listener is not None:
-            listener.visible([event for event in reversed(self._events) if event.seq > before])
+            listener.visible([event for event in reversed(self._events.values()) if event.seq > before])
         return appended
 
 
@@ -150,7 +150,7 @@ class TellsOthersOnly(MemoryEventStore):
 @breaks("what_was_there_before_is_not_told", "a_durable_log_outlives_its_store")
 class TellsTheOld(MemoryEventStore):
     async def open(self, listener: Any) -> Bounds:
-        listener.visible(list(self._events))
+        listener.visible(list(self._events.values()))
         return await super().open(listener)
 
 
@@ -196,7 +196,7 @@ class LooksBeforeTheBatch(MemoryEventStore):
 @breaks("an_evicted_event_is_forgotten", "events_that_are_too_old_go")
 class RemembersTheEvicted(MemoryEventStore):
     def _forget_oldest(self) -> None:
-        event = self._events[0]
+        event = next(iter(self._events.values()))
         super()._forget_oldest()
         self._known.setdefault((event.id, event.type), event.seq)
 
@@ -228,7 +228,7 @@ class WritesValidTextOnly(MemoryEventStore):
 class CutsLargePayloads(MemoryEventStore):
     def append_now(self, events: Sequence[StoredEvent]) -> Appended:
         appended = super().append_now(events)
-        for event in self._events:
+        for event in self._events.values():
             event.payload = event.payload[:65536]
         return appended
 
@@ -241,7 +241,7 @@ class CountsFromZero(MemoryEventStore):
         return await super().read(after, limit + 1, max_bytes)
 
 
-@breaks("pages_hold_as_many_events_as_asked_for")
+@breaks("pages_hold_as_many_events_as_asked_for", "many_read_at_their_own_pace_while_others_append")
 class SkipsAtTheEndOfAPage(MemoryEventStore):
     async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
         got = await super().read(after, limit, max_bytes)
@@ -324,7 +324,7 @@ class ChecksBeforeItReads(MemoryEventStore):
             return Evicted(oldest)
         for _ in range(50):  # trio runs tasks in random order; by now the others had their turn
             await anyio.lowlevel.checkpoint()
-        events = [event for event in self._events if event.seq > after][:limit]
+        events = [event for event in self._events.values() if event.seq > after][:limit]
         return Page(events, events[-1].seq if events else after)
 
 
@@ -341,7 +341,7 @@ class CallsEveryHistoryTheSame(MemoryEventStore):
         super().__init__(retention, epoch="always", **options)
 
 
-@breaks("lost_history_begins_an_epoch")
+@breaks("lost_history_begins_an_epoch", "an_epoch_can_begin_though_nothing_is_lost")
 class UsesNumbersAgain(MemoryEventStore):
     def begin_epoch(self, end: int) -> None:
         epochs = self._epochs
@@ -443,6 +443,29 @@ class GivesUpLooking(MemoryEventStore):
         return Page([], after) if after > 10_000 else await super().read(after, limit, max_bytes)
 
 
+@breaks("nothing_is_wrong_with_it")
+class BreaksLines(MemoryEventStore):
+    """Writes payloads for people to read."""
+
+    def append_now(self, events: Sequence[StoredEvent]) -> Appended:
+        for event in events:
+            event.payload = event.payload.replace(b",", b",\n")
+        return super().append_now(events)
+
+
+@breaks("it_knows_what_it_holds")
+class CountsWhatItEverHad(MemoryEventStore):
+    def statistics(self) -> dict[str, int]:
+        return {**super().statistics(), "events": self._latest}
+
+
+@breaks("a_log_can_be_read_as_it_lies")
+class BeginsAnEpochWhenLookedAt(MemoryEventStore):
+    async def open_to_read(self) -> Bounds:
+        self.begin_epoch(self._latest)
+        return await self.bounds()
+
+
 #: All of the contract, by name.
 TESTS = {name for name, _ in inspect.getmembers(EventStoreContract, inspect.iscoroutinefunction) if "test_" in name}
 
@@ -483,6 +506,8 @@ async def failing_tests(kind: type[MemoryEventStore]) -> set[str]:
             await getattr(Contract(), name)()
         except Exception:
             failed.add(name)
+        except pytest.skip.Exception:
+            pass  # It does not offer this.
     return failed
 
 

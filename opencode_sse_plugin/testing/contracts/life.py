@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ...events import valid_epoch
-from ...stores import Evicted, Retention
+from ...stores import Evicted, Measured, Readable, Retention
+from ...stores.verifying import faults_of_open
 from ..samples import RecordingListener, stored_event, stored_events
 from .base import ALL, PLENTY, StoreContract, contents, span
 
@@ -121,3 +122,59 @@ class Life(StoreContract):
                 assert [bounds.end_of(epoch) for epoch in (old, before.epoch)] == [4, 6]
             finally:
                 await store.close()
+
+    async def test_nothing_is_wrong_with_it(self) -> None:
+        async with self.opened(Retention(700, ALL)) as (store, _):
+            for _ in range(8):
+                await store.append(stored_events(150))
+            await self.prune(store)
+            seen: list[tuple[int, int]] = []
+            found = [fault async for fault in faults_of_open(store, lambda done, total: seen.append((done, total)))]
+            assert found == [], "`opencode-sse store verify` complains"
+            assert seen[-1] == (700, 700)
+
+    async def test_it_knows_what_it_holds(self) -> None:
+        async with self.opened(Retention(10, ALL)) as (store, _):
+            if not isinstance(store, Measured):
+                pytest.skip("this store does not say what it holds")
+            await store.append(stored_events(12, size=100))
+            await self.prune(store)
+            assert {"events": 10, "bytes": 1000}.items() <= store.statistics().items()
+
+    async def test_an_epoch_can_begin_though_nothing_is_lost(self) -> None:
+        async with self.opened() as (store, told):
+            events = stored_events(3)
+            await store.append(events)
+            await told.until(3, self.patience)
+            old = (await store.bounds()).epoch
+            await self.lose_history(store, 3)
+            assert await store.append([stored_event(id=events[1].id), stored_event()]) == ([2, 4], 1)
+            await told.until_epoch(1, self.patience)
+            await told.until(4, self.patience)
+            assert told.seqs == [1, 2, 3, 4]
+            bounds = await store.bounds()
+            assert [bounds.end_of(epoch) for epoch in (old, bounds.epoch)] == [3, 4]
+            assert [end for _, end in told.epochs] == [3]
+
+    async def test_a_log_can_be_read_as_it_lies(self) -> None:
+        """Beside whoever has it open, and after: nothing changes by that."""
+        async with self.make_store(PLENTY) as store:
+            if not isinstance(store, Readable):
+                pytest.skip("this store is opened to be read")
+            await store.open(RecordingListener())
+            events = stored_events(5)
+            stored = contents(events)
+            await store.append(events)
+            looking = await self.another(store) if self.shared else None
+            before = await store.bounds()
+            if isinstance(looking, Readable):
+                assert await looking.open_to_read() == before
+                await store.append(stored_events(1))
+                assert (await looking.bounds()).latest == 6
+                await looking.close()
+            await store.close()
+            store = await self.reopen(store)
+            assert isinstance(store, Readable)
+            assert (await store.open_to_read()).epochs == before.epochs
+            assert contents((await self.page(store, 0)).events)[:5] == stored
+            await store.close()

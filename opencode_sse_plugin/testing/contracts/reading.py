@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from ...events import Event
@@ -66,6 +67,32 @@ class Reading(StoreContract):
             for after in (0, 1, 99, 100, 999, 5000, 10_001, total - 3, total - 1):
                 page = await self.page(store, after, limit=7)
                 assert page.last == min(after + 7, total)
+
+    async def test_many_read_at_their_own_pace_while_others_append(self) -> None:
+        """A page is all that a reader has: whatever happens between two of them, nothing is missing or comes twice."""
+        async with self.opened() as (store, told):
+            await store.append(stored_events(300))
+            finished = False
+
+            async def replay(limit: int) -> None:
+                seqs: list[int] = []
+                while True:
+                    last = finished
+                    page = await self.page(store, len(seqs), limit)
+                    seqs += [event.seq for event in page.events]
+                    if last and not page.events:
+                        break
+                    await anyio.lowlevel.checkpoint()
+                assert seqs == list(range(1, 601))
+
+            async with anyio.create_task_group() as group:
+                for limit in (7, 50, 100, 1000):
+                    group.start_soon(replay, limit)
+                for _ in range(100):
+                    await store.append(stored_events(3))
+                finished = True
+            await told.until(600, self.patience)
+            assert told.seqs == list(range(1, 601))
 
     async def test_reading_at_the_head_gives_nothing(self) -> None:
         async with self.opened() as (store, _):

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 SIZE: Final = 300
@@ -110,18 +110,25 @@ async def publish_all(schedule: Schedule, sessions: int, publish: Publish) -> No
                 publish(None)
 
 
-async def _obey(publish: Publish) -> None:
+#: What a server can do besides publishing, by the word that asks for it; what it gives is said to the harness.
+Commands = Mapping[str, Callable[..., Awaitable[Mapping[str, Any]]]]
+
+
+async def _obey(publish: Publish, commands: Commands) -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
-        word, rate, seconds, sessions = line.decode().split()
-        if word == "publish":
+        word, *parameters = line.decode().split()
+        if word in commands:
+            say(**await commands[word](*parameters))
+        elif word == "publish":
+            rate, seconds, sessions = parameters
             schedule = Schedule(float(rate), float(seconds))
             await publish_all(schedule, int(sessions), publish)
             say(**schedule.report())
 
 
-def serve(app: Any, publish: Publish, about: str) -> None:
+def serve(app: Any, publish: Publish, about: str, commands: Commands | None = None) -> None:
     """Run an ASGI app on uvicorn with uvloop and httptools, obeying the harness, until stdin ends."""
     import uvicorn
     import uvloop
@@ -136,7 +143,7 @@ def serve(app: Any, publish: Publish, about: str) -> None:
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         say(ready=True, port=listener.getsockname()[1], pids=[os.getpid()], about=about)
-        await _obey(publish)
+        await _obey(publish, commands or {})
         # Not a matter of measuring how thousands of streams end.
         os._exit(0)
 
