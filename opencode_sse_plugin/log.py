@@ -303,4 +303,7 @@ class Log:
             follower.give_up()
 
     def _crowded(self) -> list[Follower]:
-        return [follower for follower in self.followers if follower.crowded(self._slice)]
+        # One event may be larger than a slice.
+        first = self._arrivals[0].size if self._arrivals else 0
+        next_slice = Limits(self._slice.events, max(self._slice.bytes, first))
+        return [follower for follower in self.followers if follower.crowded(next_slice)]

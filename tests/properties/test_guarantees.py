@@ -600,9 +600,9 @@ class GuaranteesOverSQLite(Guarantees):
         return Retention(6, 1500)
 
     def limits(self, events: int, bytes: int) -> Limits:
-        """Mostly so large that the window is left before they are reached. Never one event: two commits may come while
-        a reader that keeps up writes."""
-        return Limits(1000, 10**6) if events > 2 else Limits(2, bytes)
+        """Mostly so large that the window is left before they are reached. Never so small that two events may exceed
+        them: two commits may come while a reader that keeps up writes."""
+        return Limits(1000, 10**6) if events > 2 else Limits(2, max(bytes, 2000))
 
     @rule()
     def stall_everyone(self) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
 from opencode_sse_plugin import (
     BusClosed,
     ConfigurationError,
+    Delivery,
     Event,
     EventBus,
     Filter,
@@ -351,3 +353,27 @@ async def test_no_heartbeat_comes_before_what_retention_took(monkeypatch: pytest
     told = lagged.event.properties or {}
     assert (told["exceeded"], told["first"], told["last"]) == ("retention", 1, 8)
     assert (heartbeat.event.type, heartbeat.cursor) == ("server.heartbeat", f"{bus.epoch}:20")
+
+
+async def test_a_batch_of_unequal_events_overflows_nobody_who_keeps_up() -> None:
+    """A slice holds half of the limits, but at least one event, which may be larger than that."""
+    received: list[str] = []
+
+    async def read(events: AsyncIterator[Delivery]) -> None:
+        async for delivery in events:
+            received.append(delivery.event.type)
+            for _ in range(5):  # It is busy for a few turns with each.
+                await anyio.lowlevel.checkpoint()
+
+    async with (
+        bus_with() as bus,
+        bus.subscribe(limits=Limits(1000, 500)) as events,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(read, events)
+        await settle()
+        for _ in range(10):
+            await bus.publish_batch([Event("small", {"x": "x" * 100}), Event("large", {"x": "x" * 250})])
+        await settle()
+        tasks.cancel_scope.cancel()
+    assert received == ["server.connected", *["small", "large"] * 10]
