@@ -332,7 +332,8 @@ class Command:
         with self._stack:
             try:
                 self._until_alone()
-                self._watcher.check(1, self.publish(END))
+                head = self.publish(END)
+                self._watcher.check(1, head, quiet=True)  # Other tests may have had their turn meanwhile.
             finally:
                 self._process.send_signal(signal.SIGTERM)
                 self._process.communicate(timeout=TIMEOUT)
