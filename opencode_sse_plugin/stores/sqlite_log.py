@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from functools import cache
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from ..events import StoredEvent, new_epoch
@@ -42,9 +44,10 @@ _PAGE: Final = (
     "WHERE seq > ? ORDER BY seq LIMIT ?"
 )
 _INSERT: Final = (
-    "INSERT INTO events (seq, at, odd, id, type, session, directory, project, workspace, scope, payload) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO events (seq, at, odd, id, type, session, directory, project, workspace, scope, payload) VALUES "
 )
+#: So many rows in one statement: each step gives up the interpreter's lock, and must have it again.
+_ROWS: Final = 50
 
 
 class Extent(NamedTuple):
@@ -200,9 +203,16 @@ def insert(
                 size += len(event.payload)
             seqs.append(seq)
         inserted.append(Inserted(Appended(seqs, len(seqs) - len(fresh)), fresh))
-    connection.executemany(_INSERT, rows)
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        connection.execute(_insert_statement(len(some)), tuple(chain.from_iterable(some)))
     connection.execute("UPDATE log SET head = ?, bytes = ?", (head, size))
     return inserted, Extent(oldest, head, size)
+
+
+@cache
+def _insert_statement(rows: int) -> str:
+    return _INSERT + ",".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
 
 
 def _known(connection: sqlite3.Connection, names: Sequence[Name], head: int) -> dict[Name, int]:

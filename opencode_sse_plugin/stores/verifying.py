@@ -104,6 +104,9 @@ async def faults_of_open(store: EventStore, progress: Progress) -> AsyncGenerato
         limit = min(PAGE_EVENTS, limit * 2)
         if isinstance(page, Evicted) or not page.events:
             end = page.oldest - 1 if isinstance(page, Evicted) else bounds.latest
+            if end <= position:
+                yield Fault("the store says that they begin here, and gives none", position + 1, position + 1)
+                return
             if end >= (await store.bounds()).oldest:  # Else retention has been here since.
                 yield Fault("missing", position + 1, end)
             position = end

@@ -82,9 +82,10 @@ static double bucket_ms(int b) {
 
 static double percentile(double p) {
     uint64_t rank = (uint64_t)(p * (double)parsed_events), seen = 0;
+    double most = (double)slowest / 1e6;
     for (int b = 0; b < BUCKETS; b++)
-        if ((seen += histogram[b]) > rank) return bucket_ms(b);
-    return (double)slowest / 1e6;
+        if ((seen += histogram[b]) > rank) return bucket_ms(b) < most ? bucket_ms(b) : most;
+    return most;
 }
 
 static void block(struct connection *c, const char *at, const char *end, uint64_t now) {

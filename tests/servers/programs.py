@@ -42,24 +42,30 @@ SERVERS: Final = {
     "granian": _python("granian", "--interface", "asgi", "--port", "{port}", "app:app"),
     "opencode-sse-serve": _python("opencode_sse_plugin.cli", "serve", "--store", "memory://", "--port", "{port}"),
 }
+#: On a listening socket of ours, and with a scope that does not lead to the connection.
+ON_A_SOCKET: Final = {
+    "hypercorn-asyncio": _python("hypercorn", "--bind", "fd://{port}", "app:hidden"),
+    "hypercorn-trio": _python("hypercorn", "--worker-class", "trio", "--bind", "fd://{port}", "app:hidden"),
+}
 
 
 class Server:
     """One of them, in its own process group.
 
-    :param settings: of the bus, by environment.
+    :param listener: what it listens on, for those of ``ON_A_SOCKET``. :param settings: of the bus, by environment.
     """
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str, listener: socket.socket | None = None, **settings: Any) -> None:
         self.name = name
         environment = {f"OPENCODE_SSE_{key.upper()}": str(value) for key, value in settings.items()}
         # A file, not a pipe: one that nobody reads from would hold the server up.
         self._said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close)
         deadline = time.monotonic() + TIMEOUT
         while True:
-            self.port = free_port()
+            self.port = free_port() if listener is None else listener.getsockname()[1]
             self.process = subprocess.Popen(
-                SERVERS[name](self.port),
+                SERVERS[name](self.port) if listener is None else ON_A_SOCKET[name](listener.fileno()),
+                pass_fds=() if listener is None else [listener.fileno()],
                 cwd=HERE,
                 stdout=self._said,
                 stderr=self._said,
@@ -77,9 +83,11 @@ class Server:
     def _answers(self) -> bool:
         while self.process.poll() is None:
             try:
-                return self.status()["pid"] > 0
-            except httpx.TransportError:
-                time.sleep(0.02)
+                if os.getpgid(self.status()["pid"]) == self.process.pid:
+                    return True
+            except (httpx.TransportError, ProcessLookupError):
+                pass
+            time.sleep(0.02)
         return False
 
     def status(self) -> dict[str, Any]:
@@ -138,8 +146,11 @@ class Server:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """One that nobody listens on now, nor is given to another of the tests' processes."""
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port: int = sock.getsockname()[1]
+            if port // 2 % 16 == mine:  # Linux gives odd ones first
+                return port

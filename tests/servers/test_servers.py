@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .programs import TIMEOUT, Server
+from .programs import ON_A_SOCKET, TIMEOUT, Server
 from .readers import Reader, Stalled
 
 Start = Callable[..., Server]
@@ -101,6 +101,28 @@ def test_a_reader_that_stalls_is_dropped_with_its_socket_and_the_others_get_ever
     again = opened(Reader(server.port, **{"Last-Event-ID": f"{server.status()['store']['epoch']}:{got[-1]}"}))
     again.until(END["type"])
     assert [frame.cursor.seq for frame in again.frames if frame.cursor] == list(range(got[-1], head + 2))
+
+
+@pytest.mark.parametrize("name", ON_A_SOCKET)
+def test_where_the_connection_cannot_be_reached_the_status_says_so_and_the_kernel_drops_it(
+    name: str, opened: Opened
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1500)
+        server = opened(Server(name, listener, heartbeat=600, write_timeout=600))
+    said = server.status()["server"]
+    assert said["aborts_stalled"] is False
+    assert "TCP_USER_TIMEOUT" in said["advice"]
+    reader = opened(Reader(server.port))
+    stalled = [opened(Stalled(server.port)) for _ in range(3)]
+    for _ in range(8):
+        server.publish(*big(100))
+    server.until(blocked(3, 100), "three blocked ones")
+    server.until(alone(1), "the end of the stalled ones")
+    assert server.sockets().keys().isdisjoint(one.port for one in stalled)
+    server.publish(END)
+    reader.until(END["type"])
 
 
 @pytest.mark.parametrize("seconds", [TIMEOUT, pytest.param(2.0, marks=pytest.mark.chaos)], ids=["soon", "in-2-s"])

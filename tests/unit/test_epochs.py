@@ -31,8 +31,10 @@ async def resumed(bus: EventBus, cursor: str) -> list[Frame]:
     """What a client with a cursor gets up to the head, and one more event."""
     async with stream(event_app(bus, authorize=None), "/event", headers={"Last-Event-ID": cursor}) as response:
         frames = [await response.next()]
-        await bus.publish("last")
-        return frames + await response.until("last")
+        last = await bus.publish("last")
+        while frames[-1].id != f"{bus.epoch}:{last}":
+            frames.append(await response.next())
+        return frames
 
 
 def cursors(frames: list[Frame]) -> list[str | None]:

@@ -21,7 +21,7 @@ from opencode_sse_plugin import EpochStart, Filter, StoreUnavailable
 from opencode_sse_plugin.bus import EventBus
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.settings import Settings
-from opencode_sse_plugin.stores import Page, sqlite_file, sqlite_log
+from opencode_sse_plugin.stores import Evicted, Page, sqlite_file, sqlite_log
 from opencode_sse_plugin.stores.sqlite import SQLiteEventStore
 from opencode_sse_plugin.stores.threads import Call
 from opencode_sse_plugin.testing.samples import RecordingListener, stored_event, stored_events
@@ -292,6 +292,29 @@ async def test_damage_done_later_is_told_by_whoever_meets_it(tmp_path: Path, cap
             await read_all()
         assert isinstance(await store.read(1990, 10, ALL), Page), "the rest stays readable"
         assert await store.append(stored_events(1)) == ([2001], 0)
+
+
+async def test_a_hole_is_never_stepped_over(tmp_path: Path) -> None:
+    """Whoever reads is told that something is missing, as if it had been evicted."""
+    path = tmp_path / "a.db"
+    await fill(path, 10)
+    with closing(sqlite3.connect(path)) as log, log:
+        log.execute("DELETE FROM events WHERE seq IN (4, 5)")
+    async with opened(path) as store:
+        page = await store.read(0, 100, ALL)
+        assert isinstance(page, Page)
+        assert page.last == 3
+        assert await store.read(3, 100, ALL) == Evicted(6)
+    settings = Settings(store=f"sqlite:///{path}")
+    async with EventBus(settings, plugins=Plugins(discover=False)) as bus, bus.subscribe(Filter(), after=0) as events:
+        got = []
+        with anyio.fail_after(10):
+            while not got or got[-1].cursor != f"{bus.epoch}:10":
+                got.append(await anext(events))
+    assert [delivery.seq for delivery in got] == [None, 1, 2, 3, None]
+    expired = got[-1].event
+    assert expired.type == "server.stream.expired"
+    assert (expired.properties or {})["next"] == 3
 
 
 # No room.

@@ -68,7 +68,7 @@ def bare_appends(at: Path, publishers: int, seconds: float) -> float:
             rows = [row(number + i + 1) for i in range(publishers)]
             begun = time.perf_counter()
             log.execute("BEGIN IMMEDIATE")
-            log.executemany(sqlite_log._INSERT, rows)
+            log.executemany(sqlite_log._insert_statement(1), rows)
             log.execute("COMMIT")
             spent += time.perf_counter() - begun
             number += publishers
