@@ -112,6 +112,8 @@ class History:
             self.tell(events, names)
             while (early := self._early.pop(self.told + 1, None)) is not None:
                 self.tell(*early)
+            if not self._early:
+                self.behind.clear()
 
     def forget_early(self) -> None:
         """The reader was faster, and has told them."""

@@ -86,13 +86,19 @@ def seqs_of(text: bytes, count: int) -> tuple[list[int], set[int]]:
 
 def name_of(event: StoredEvent) -> bytes:
     """By what an event is known: its id and type."""
-    return _encoded(event.id) + _BETWEEN + _encoded(event.type)
+    try:
+        return b"%b\xff%b" % (event.id.encode(), event.type.encode())
+    except UnicodeEncodeError:
+        return _encoded(event.id) + _BETWEEN + _encoded(event.type)
 
 
 def packed(event: StoredEvent) -> tuple[bytes, bytes]:
     """Name, and name and body as the protocol has them: an append is made of these, and of little else."""
     name = name_of(event)
-    body = _places(event.session, event.directory, event.project, event.workspace, event.scope) + event.payload
+    body = event.payload
+    places = _places(event.session, event.directory, event.project, event.workspace, event.scope)
+    if places:
+        body = places + body
     return name, b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(body), body)
 
 
@@ -123,7 +129,10 @@ def _read_places(line: bytes) -> _Places:
 
 
 def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogatepass")
 
 
 def _decoded(name: bytes) -> str:

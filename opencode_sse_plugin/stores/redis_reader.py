@@ -74,6 +74,8 @@ class Reader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REST):
                     await history.behind.wait()
+                    await asyncio.sleep(_OWN)  # What is missing may be our own, answered just now.
+            if history.behind.is_set():
                 return
 
     async def _look(self) -> None:

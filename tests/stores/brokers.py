@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 Persistence = Literal["none", "always", "everysec", "rdb"]
 
@@ -74,7 +76,7 @@ class Broker:
 
     def client(self) -> redis.Redis:
         """A connection of our own."""
-        return redis.Redis(port=self.port, socket_timeout=30)
+        return redis.Redis(port=self.port, socket_timeout=30, retry=Retry(NoBackoff(), 0))
 
     def start(self) -> Broker:
         self._process = subprocess.Popen([*self._command, "--port", str(self.port)], stdout=subprocess.DEVNULL)

@@ -21,8 +21,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def cut(broker: Broker, key: str, end: int) -> None:
-    """Leave what a copy of the log would hold that was made when ``end`` was its newest event."""
+def cut(broker: Broker, key: str, end: int, *, elsewhere: bool = False) -> None:
+    """Leave what a copy of the log would hold that was made when ``end`` was its newest event.
+
+    :param elsewhere: as if another server had stored it.
+    """
     stream, meta, known = keys_of(key)
     with broker.client() as client:
         entries = client.xrange(stream, "-", end)
@@ -33,6 +36,8 @@ def cut(broker: Broker, key: str, end: int) -> None:
             together.zremrangebyscore(known, end + 1, "+inf")
             newest = next(iter(entries[-1][1])) if entries else ""
             together.hset(meta, mapping={"head": str(end), "newest": newest})
+            if elsewhere:
+                together.hset(meta, mapping={"replid": "f" * 40, "run": "f" * 40})
             together.execute()
 
 
@@ -70,7 +75,4 @@ class TestRedisEventStore(EventStoreContract):
 
     async def lose_history(self, store: EventStore, end: int) -> None:
         assert isinstance(store, RedisEventStore)
-        if end == (await store.bounds()).latest:
-            await store.begin_epoch()  # A copy that holds everything has lost nothing.
-        else:
-            cut(self.broker, store.key, end)
+        cut(self.broker, store.key, end, elsewhere=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +325,37 @@ async def test_writers_that_are_gone_are_forgotten(broker: Broker) -> None:
         async with opened(broker, key="writers") as (store, _):
             assert writers(client) == 0
             assert (await store.append(stored_events(1))).seqs == [6]
+
+
+async def test_the_store_commands_work_on_it(broker: Broker, tmp_path: Path) -> None:
+    """On a log that somebody has open; none of those that look touches it."""
+
+    async def run(*words: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "opencode_sse_plugin.cli", "store", *words, "--json"]
+        done = await anyio.run_process(command[:-1] if words[0] == "export" else command, check=False)
+        assert done.returncode == 0, done.stderr
+        said: dict[str, Any] = {} if words[0] == "export" else json.loads(done.stdout)
+        return said
+
+    url, copy, file = f"{broker.url}?key=commands", f"{broker.url}?key=commands-copy", str(tmp_path / "a.jsonl")
+    async with opened(broker, key="commands") as (store, told):
+        events = stored_events(700)
+        await store.append(events)
+        before = everything(broker)
+        info = await run("info", url)
+        assert (info["kind"], info["oldest"], info["latest"], info["events"]) == ("redis", 1, 700, 700)
+        assert (await run("verify", url))["faults"] == []
+        await run("export", url, "--output", file)
+        assert everything(broker) == before
+        assert (await run("import", copy, file))["imported"] == 700
+        assert (await run("prune", url, "--retain-events", "10"))["deleted"] == 690
+        assert (await store.append(stored_events(1))).seqs == [701]
+        await told.until(701, 5)
+        assert told.epochs == []
+    async with opened(broker, key="commands-copy") as (store, _):
+        page = await store.read(0, 1000, 1 << 30)
+        assert isinstance(page, Page)
+        assert [event.id for event in page.events] == [event.id for event in events]
 
 
 async def test_the_chain_of_epochs_is_bounded(broker: Broker) -> None:
