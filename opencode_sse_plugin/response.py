@@ -49,10 +49,12 @@ class EventStreamResponse:
         subscription = self.subscription
         chunk = await subscription.next()
         await send({**_START, "headers": list(HEADERS)})
+        write = None  # The first chunk goes the way of the headers.
         try:
             while chunk is not None:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                chunk = await subscription.next()
+                if write is None or not write(chunk):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                chunk, write = await subscription.next(), subscription.write
             if subscription.ending == "clean":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (OSError, RuntimeError) as error:
