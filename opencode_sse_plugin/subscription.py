@@ -142,6 +142,8 @@ class Subscription(Position[Chunk]):
                 return chunk
             if self._outbox or self.ending is not None or self._expired is not None or not self.is_level():
                 continue
+            if self._loss is not None:
+                continue  # Found while paging, and nothing behind it matched: told before any ``id:`` goes beyond it.
             if self.retry_after_drain is not None:
                 return self._drain()
             if self.heartbeat_due:
