@@ -72,7 +72,7 @@ class Liveness:
         log = self._log
         oldest = log.head
         for subscription in self._subscriptions:
-            if subscription.writing_since is not None:
+            if subscription.writing_since is not None or not subscription.is_level():
                 continue  # It looks itself before it waits again.
             if log.aged(subscription.last_id):
                 subscription.heartbeat_due = True

@@ -261,6 +261,10 @@ class Log:
         count = self._burst_events
         return count > 0 and (count >= self._slice.events or self._burst_bytes + len(event.payload) > self._slice.bytes)
 
+    def fits_slice(self, events: int, bytes: int) -> bool:
+        """Whether so much can become visible at once."""
+        return events <= self._slice.events and bytes <= self._slice.bytes
+
     def first_slice(self, events: Iterable[StoredEvent]) -> list[StoredEvent]:
         """So many of these events, from the first on, as can become visible at once."""
         taken: list[StoredEvent] = []

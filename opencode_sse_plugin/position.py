@@ -29,7 +29,7 @@ from .subscriber import Subscriber
 Chunk = TypeVar("Chunk")
 
 #: Pages end where the sequence number is a multiple of this, so that all who replay come to read the same ones.
-PAGE_EVENTS: Final = 128
+PAGE_EVENTS: Final = 192
 #: Why the classes that a start left out are not given.
 _NOT_ASKED_FOR: Final = Cause("events", Lag(0, 0), "start")
 Ending = Literal["clean", "abort"]
@@ -372,10 +372,15 @@ class Position(Generic[Chunk]):
         """For how many seconds its policy lets a publisher of these events wait; ``None`` if it need not."""
         if not self.limited or not self._live or self.ending is not None:
             return None
+        if self.index == self._channel.total:
+            self._late = False
+            return None  # What becomes visible at once fits whoever is level; this is asked of everyone.
         lag, limits = self.lag, self.subscriber.limits
         if self._late and not limits.half.allow(lag):
             return None
         self._late = False
+        if limits.allow(Lag(lag.events + len(events), lag.bytes + sum(len(event.payload) for event in events))):
+            return None
         sizes = [event.size for event in events if self._channel.accepts(event)]
         if not sizes or limits.allow(Lag(lag.events + len(sizes), lag.bytes + sum(sizes))):
             return None

@@ -187,12 +187,17 @@ class Publisher:
         blocking, first = self._log.blocking, self._buffer[0]
         blocking.begin(first.since or anyio.current_time())
         await blocking.room(self._log.first_slice(first.events))
-        taken, events = [first], list(first.events)
-        for pending in tuple(self._buffer)[1:]:
-            events += pending.events
-            if len(self._log.first_slice(events)) < len(events) or not blocking.has_room(events):
+        taken: list[_Pending] = []
+        count = size = 0
+        for pending in self._buffer:
+            count += len(pending.events)
+            size += sum(len(event.payload) for event in pending.events)
+            if taken and not self._log.fits_slice(count, size):
                 break
             taken.append(pending)
+        # Not one by one, since everyone is asked each time.
+        while len(taken) > 1 and not blocking.has_room([event for pending in taken for event in pending.events]):
+            taken = taken[: len(taken) // 2]
         return taken
 
     async def _flush(self, taken: Sequence[_Pending]) -> None:

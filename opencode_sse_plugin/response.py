@@ -61,11 +61,13 @@ class EventStreamResponse:
     async def _pump(self, send: Send, servers_own: Send) -> None:
         subscription = self.subscription
         chunk = await subscription.next()
+        write = None  # The first chunk goes the way of the headers.
         try:
             await send({**_START, "headers": list(HEADERS)})
             while chunk is not None:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                chunk = await subscription.next()
+                if write is None or not write(chunk):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                chunk, write = await subscription.next(), subscription.write
             if subscription.ending == "clean":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (OSError, RuntimeError) as error:

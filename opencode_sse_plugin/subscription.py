@@ -202,6 +202,8 @@ class Subscription(Position[Chunk]):
                     self.bytes_before += size
                     self.position = self.last_id = last
                     self.last_frame = self._now()
+                    if self._blocks:
+                        self._log.blocking.more_room()
                     if end == channel.total:
                         return
         self.wake()  # A big backlog goes on in turns with the others.

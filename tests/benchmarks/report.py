@@ -68,7 +68,7 @@ def table(row: Row, results: Results) -> Iterator[str]:
     for server in row.servers:
         rounds = results.found.get(row.name, {}).get(server)
         if not rounds:
-            yield f"  {server:14}  not measured: {results.unavailable.get(server, 'left out')}"
+            yield f"  {server:14}  not measured: {_why(results, row, server)}"
             continue
         figures = results.all_of(row.name, server, row.figure)
         figure, busy = median(figures), median(one.busy for one in rounds)
@@ -93,6 +93,11 @@ def table(row: Row, results: Results) -> Iterator[str]:
         yield f"  ! at its limit: ours joins {joined:.1f} events a write; its figure is the offered load, not its cost"
     for goal in row.goals:
         yield f"  {verdict(row, goal, results)}"
+
+
+def _why(results: Results, row: Row, server: str) -> str:
+    named = (server, f"{server} in row {row.name}")
+    return next((results.unavailable[name] for name in named if name in results.unavailable), "left out")
 
 
 def verdict(row: Row, goal: Goal, results: Results) -> str:

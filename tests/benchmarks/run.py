@@ -13,17 +13,20 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from cells import SERVERS, Child, Shape, Unavailable
+from cells import SERVERS, Child, Measurement, Shape, Unavailable
 from machine import HERE, CannotRun, compile_all, description, raise_file_limit, stolen, two_cores
+from plot import plot
 from report import Results, spread, table
 from rows import NCHAN, OPENCODE, OURS, ROWS, Row
 from scenarios import measure
 
 COST = "publish-cost"
+RESULTS = Path("bench-results")
 
 
 def arguments() -> argparse.Namespace:
@@ -36,7 +39,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--subscribers", type=int, help="a row of its own, with --rate, instead of the table's")
     parser.add_argument("--rate", type=float, default=100, help="its events per second (100)")
     parser.add_argument("--sessions", action="store_true", help="each of its subscribers filtered to its own session")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every measurement (bench-results/results.json)")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="the plot (bench-results/plot.svg)")
+    parser.add_argument("--from", type=Path, nargs="+", metavar="FILE", help="measure nothing; table and plot of these")
     return parser.parse_args()
 
 
@@ -100,13 +105,14 @@ def run(options: argparse.Namespace) -> int:
     for row in rows:
         for number in range(rounds):
             for server in row.servers:
-                if server in results.unavailable:
+                name = f"{OURS} in row {row.name}" if server == OURS else server
+                if name in results.unavailable:
                     continue
                 progress(f"{row.title}: round {number + 1} of {rounds}, {server}")
                 try:
                     results.add(row, server, measure(server, row.shape, seconds))
                 except Unavailable as error:
-                    results.unavailable[server] = str(error)
+                    results.unavailable[name] = str(error)
         progress("")
         print("\n".join(table(row, results)), end="\n\n", flush=True)
     if cost:
@@ -119,8 +125,7 @@ def run(options: argparse.Namespace) -> int:
     stolen_after, ticks_after = stolen()
     share = (stolen_after - stolen_before) / max(ticks_after - ticks_before, 1)
     print(f"taken by other guests of this host meanwhile: {share * 100:.1f} % of the time")
-    if options.json:
-        write(options.json, results, rounds, seconds)
+    write(options, results, rounds, seconds)
     # A peer that is not installed is said in its line; anything else should have run.
     optional = (NCHAN, OPENCODE)
     failed = {name: why for name, why in results.unavailable.items() if name not in optional or "apt-get" not in why}
@@ -140,7 +145,8 @@ def configurations(results: Results) -> None:
     print("\n".join(f"{server}: {text}" for server, text in about.items()))
 
 
-def write(path: Path, results: Results, rounds: int, seconds: float) -> None:
+def write(options: argparse.Namespace, results: Results, rounds: int, seconds: float) -> None:
+    """The measurements and the plot."""
     body = {
         "machine": description(),
         "rounds": rounds,
@@ -152,12 +158,45 @@ def write(path: Path, results: Results, rounds: int, seconds: float) -> None:
         "publish_cost_us": results.publish_cost,
         "unavailable": results.unavailable,
     }
+    path: Path = options.json or RESULTS / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(body, indent=2) + "\n")
+    picture: Path = options.svg or path.with_suffix(".svg")
+    picture.write_text(plot(results, f"events of 300 bytes, one core, median of {rounds}; {description()}"))
+    print(f"\nwritten: {path}, {picture}")
+
+
+def read(files: Sequence[Path]) -> tuple[Results, int, float]:
+    """What earlier runs wrote, put together: the last one that has a row counts."""
+    results, rounds, seconds = Results(), 0, 0.0
+    for file in files:
+        body = json.loads(file.read_text())
+        rounds, seconds = max(rounds, body["rounds"]), max(seconds, body["seconds"])
+        results.unavailable |= body["unavailable"]
+        if body["publish_cost_us"]:
+            results.publish_cost = body["publish_cost_us"]
+        for name, servers in body["rows"].items():
+            results.found[name] = {server: [Measurement(**one) for one in found] for server, found in servers.items()}
+    return results, rounds, seconds
+
+
+def show(options: argparse.Namespace) -> int:
+    """Table and plot of what was measured before."""
+    results, rounds, seconds = read(getattr(options, "from"))
+    for row in ROWS:
+        if row.name in results.found:
+            print("\n".join(table(row, results)), end="\n\n")
+    if results.publish_cost:
+        print("\n".join(cost_table(results)), end="\n\n")
+    configurations(results)
+    write(options, results, rounds, seconds)
+    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(run(arguments()))
+        given = arguments()
+        sys.exit(show(given) if getattr(given, "from") else run(given))
     except CannotRun as error:
         sys.exit(f"the benchmark cannot run: {error}")
     except KeyboardInterrupt:

@@ -1,0 +1,149 @@
+"""Writing straight from a wake-up, and the plain path: the same tests for both, on each of uvicorn's parsers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from opencode_sse_plugin import EventBus, Settings, direct, event_app
+
+from .served import Reader, Served
+
+Serve = Callable[..., Served]
+Read = Callable[..., Reader]
+
+
+@pytest.fixture(params=[("h11", False), ("httptools", True)], ids=["h11-asyncio", "httptools-uvloop"])
+def server(request: pytest.FixtureRequest) -> dict[str, Any]:
+    http, uvloop = request.param
+    return {"http": http, "uvloop": uvloop}
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
+    """How often a chunk was written directly (True), or had to be left to the pump (False)."""
+    outcomes: Counter[bool] = Counter()
+    write = direct.Writer.__call__
+
+    def counting(writer: direct.Writer, chunk: bytes) -> bool:
+        done = write(writer, chunk)
+        outcomes[done] += 1
+        return done
+
+    monkeypatch.setattr(direct.Writer, "__call__", counting)
+    return outcomes
+
+
+@pytest.fixture(params=[True, False], ids=["direct", "plain"])
+def is_direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if not request.param:
+        monkeypatch.setattr(direct, "supports", lambda scope, send: False)
+    return bool(request.param)
+
+
+def test_every_reader_gets_every_event_in_order(
+    serve: Serve, read: Read, server: dict[str, Any], is_direct: bool, written: Counter[bool]
+) -> None:
+    bus = EventBus()
+    served = serve(event_app(bus, authorize=None), bus, **server)
+    readers = [read(f"{served.url}/{path}") for path in ("event", "global/event", "event?type=good")]
+    for reader in readers:
+        assert reader.next().type == "server.connected"
+    for n in range(20):
+        served.publish("good", {"n": n, "pad": "x" * (n * 20_000 if n % 7 == 0 else 1)})
+    for reader in readers:
+        frames = [reader.next() for _ in range(20)]
+        assert [frame.cursor.seq for frame in frames if frame.cursor] == list(range(1, 21))
+        assert [frame.properties["n"] for frame in frames] == list(range(20))
+    assert (written[True] > 0) == is_direct
+
+
+def test_a_reader_that_stops_for_a_while_gets_the_rest_or_is_told(
+    serve: Serve, read: Read, server: dict[str, Any], is_direct: bool, written: Counter[bool]
+) -> None:
+    bus = EventBus(Settings(overflow="drop-oldest", queue_max=50))
+    served = serve(event_app(bus, authorize=None), bus, **server)
+    reader = read(f"{served.url}/event")
+    assert reader.next().type == "server.connected"
+    last = served.overrun()
+    got = dropped = 0
+    while got + dropped < last:
+        frame = reader.next()
+        if frame.type == "server.stream.lagged":
+            dropped += frame.properties["dropped"]
+        else:
+            got += 1
+    assert dropped > 0
+    served.publish("after")
+    assert reader.next().type == "after"
+    assert bool(written) == is_direct
+
+
+def test_a_replay_ends_cleanly_behind_its_last_event(
+    serve: Serve, read: Read, server: dict[str, Any], is_direct: bool, written: Counter[bool]
+) -> None:
+    bus = EventBus()
+    served = serve(event_app(bus, authorize=None), bus, **server)
+    for n in range(500):
+        served.publish("good", {"n": n})
+    readers = [read(f"{served.url}/event?after_seq={after}") for after in (0, 0, 7)]
+    for reader, after in zip(readers, (0, 0, 7), strict=True):
+        connected, *frames = reader.rest()
+        assert connected.type == "server.connected"
+        assert [frame.cursor.seq for frame in frames if frame.cursor] == list(range(after + 1, 501))
+        assert reader.ending == "clean"
+    assert (written[True] > 0) == is_direct
+
+
+def test_one_that_leaves_in_the_middle_disturbs_nobody(
+    serve: Serve, read: Read, server: dict[str, Any], is_direct: bool
+) -> None:
+    bus = EventBus()
+    served = serve(event_app(bus, authorize=None), bus, **server)
+    leaving, staying = read(f"{served.url}/event"), read(f"{served.url}/event")
+    assert [reader.next().type for reader in (leaving, staying)] == ["server.connected"] * 2
+    leaving.close()
+    for n in range(50):
+        served.publish("good", {"n": n})
+    assert [staying.next().properties["n"] for _ in range(50)] == list(range(50))
+    served.until(lambda: len(bus.statistics()["subscribers"]) == 1, "the end of the one that left")
+
+
+def test_a_wrapped_send_is_never_written_behind(
+    serve: Serve, read: Read, server: dict[str, Any], written: Counter[bool]
+) -> None:
+    bus = EventBus()
+    inner = event_app(bus, authorize=None)
+    chunks: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def watching(message: Any) -> None:
+            chunks.append(message.get("body", b""))
+            await send(message)
+
+        await inner(scope, receive, watching if scope["type"] == "http" else send)
+
+    wrapped: ASGIApp = app
+    served = serve(wrapped, bus, **server)
+    reader = read(f"{served.url}/event")
+    assert reader.next().type == "server.connected"
+    served.publish("good")
+    assert reader.next().type == "good"
+    assert not written
+    assert any(b'"good"' in chunk for chunk in chunks)
+
+
+@pytest.mark.anyio
+async def test_it_asks_for_what_it_needs_of_a_server() -> None:
+    class Cycle:
+        disconnected = False
+
+        async def send(self, message: Any) -> None: ...
+
+    assert not direct.supports({"http_version": "1.1"}, Cycle().send)
+    Cycle.__module__ = "uvicorn.protocols.http.httptools_impl"
+    assert not direct.supports({"http_version": "1.1"}, Cycle().send), "it has no transport"

@@ -1,0 +1,186 @@
+"""Bounded work per turn of the event loop: what one subscriber needs delays nobody else. Counted, never timed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from opencode_sse_plugin import EventBus, Filter, Grant, Settings, event_app, hookimpl
+from opencode_sse_plugin.channel import BATCH_BYTES, WAKE_AT_ONCE
+from opencode_sse_plugin.frames import OBJECT
+from opencode_sse_plugin.log import PAGES_AT_ONCE
+from opencode_sse_plugin.plugins import Plugins
+from opencode_sse_plugin.stores.memory import MemoryEventStore
+from opencode_sse_plugin.subscription import Subscription
+from opencode_sse_plugin.testing import stream
+
+
+class Turns:
+    """How often something is done between two turns of the event loop; on asyncio."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.most = 0
+        self._loop = asyncio.get_running_loop()
+        self._next()
+
+    def _next(self) -> None:
+        self.most = max(self.most, self.count)
+        self.count = 0
+        self._handle = self._loop.call_soon(self._next)
+
+    def counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            self.count += 1
+            return function(*args)
+
+        return counted
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_turn_wakes_so_many_readers_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = 3 * WAKE_AT_ONCE + 7
+    async with EventBus(plugins=Plugins(discover=False)) as bus, anyio.create_task_group() as tasks:
+        turns = Turns()
+        monkeypatch.setattr(Subscription, "give", turns.counting(Subscription.give))
+        attached: list[int] = []
+        got: list[int] = []
+
+        async def read() -> None:
+            async with bus.subscribe() as deliveries:
+                async for delivery in deliveries:
+                    if delivery.seq is None:
+                        attached.append(1)
+                        continue
+                    got.append(delivery.seq)
+                    return
+
+        for _ in range(readers):
+            tasks.start_soon(read)
+        while len(attached) < readers:
+            await anyio.lowlevel.checkpoint()
+        await bus.publish("good")
+        while len(got) < readers:
+            await anyio.lowlevel.checkpoint()
+        turns.stop()
+        assert turns.most == WAKE_AT_ONCE
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_replays_take_turns_and_a_live_reader_is_not_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryEventStore()
+    async with EventBus(store=store, plugins=Plugins(discover=False)) as bus, anyio.create_task_group() as tasks:
+        for n in range(5000):
+            bus.publish_nowait("old", {"n": n})
+        turns = Turns()
+        pages: list[int] = []
+        take = Subscription._take_page
+
+        def taking(subscription: Subscription[Any], page: Any) -> Any:
+            turns.count += 1
+            pages.append(page.last)
+            return take(subscription, page)
+
+        monkeypatch.setattr(Subscription, "_take_page", taking)
+
+        done: list[int] = []
+
+        async def replay() -> None:
+            async with bus.subscribe(after=0) as deliveries:
+                async for delivery in deliveries:
+                    if delivery.seq == 5000:
+                        done.append(1)
+                        return
+
+        between: list[int] = []
+
+        async def live() -> None:
+            async with bus.subscribe() as deliveries:
+                async for delivery in deliveries:
+                    if delivery.event.type == "new":
+                        between.append(len(pages) - delivery.event.properties["pages"])  # type: ignore[index]
+
+        tasks.start_soon(live)
+        for _ in range(40):
+            tasks.start_soon(replay)
+        while len(done) < 40:
+            await anyio.lowlevel.checkpoint()
+            if pages and len(pages) % 5 == 0:
+                await bus.publish("new", {"pages": len(pages)})
+        turns.stop()
+        tasks.cancel_scope.cancel()
+    assert len(pages) >= 40 * 5000 / 192
+    assert 0 < turns.most <= PAGES_AT_ONCE
+    assert len(between) > 10
+    assert max(between) <= 4 * PAGES_AT_ONCE
+
+
+@pytest.mark.anyio
+async def test_a_big_backlog_goes_out_in_pieces() -> None:
+    async with EventBus(Settings(queue_max=100_000), plugins=Plugins(discover=False)) as bus:
+        subscriber = bus.new_subscriber("object", Filter(), Grant.everything())
+        subscription = await bus.attach(subscriber, OBJECT)
+        await subscription.next()
+        for _ in range(3000):
+            bus.publish_nowait("good", {"pad": "x" * 250})
+        left = 3000
+        while left:
+            chunk = await subscription.next()
+            assert chunk is not None
+            assert len(chunk) * 250 <= BATCH_BYTES
+            left -= len(chunk)
+        await bus.publish("big", {"pad": "x" * 500_000})
+        await bus.publish("small")
+        assert [len(await subscription.next() or ()) for _ in range(2)] == [1, 1]
+        bus.detach(subscription)
+
+
+@pytest.mark.anyio
+async def test_a_slow_hook_of_one_keeps_nobody_else_waiting() -> None:
+    class Slow:
+        @hookimpl
+        async def sse_subscriber_attach(self, subscriber: Any, request: Any) -> None:
+            if subscriber.filter.sessions:
+                hooked.set()
+                await go.wait()
+
+    hooked, go = anyio.Event(), anyio.Event()
+    plugins = Plugins(discover=False)
+    plugins.register(Slow())
+    async with EventBus(plugins=plugins) as bus, anyio.create_task_group() as tasks:
+        app = event_app(bus, authorize=None)
+
+        async def slow() -> None:
+            async with stream(app, "/event?session=slow") as response:
+                assert (await response.next()).type == "server.connected"
+
+        tasks.start_soon(slow)
+        await hooked.wait()
+        async with stream(app, "/event") as response:
+            assert (await response.next()).type == "server.connected"
+            await bus.publish("good")
+            assert (await response.next()).type == "good"
+            assert len(bus.statistics()["subscribers"]) == 1
+        go.set()
+
+
+@pytest.mark.anyio
+async def test_a_stalled_reader_keeps_nobody_else_waiting() -> None:
+    async with EventBus(plugins=Plugins(discover=False)) as bus:
+        app = event_app(bus, authorize=None)
+        async with stream(app, "/event", window=1000) as stalled, stream(app, "/event") as healthy:
+            assert [(await one.next()).type for one in (stalled, healthy)] == ["server.connected"] * 2
+            for n in range(100):
+                await bus.publish("good", {"n": n, "pad": "x" * 200})
+                assert (await healthy.next()).properties["n"] == n
+            assert stalled.blocked
