@@ -556,8 +556,8 @@ class Guarantees(RuleBasedStateMachine):
                 assert event.id in received or seq in lost or seq in folded, f"{seq} of {epoch} was lost without a word"
 
 
-class WatchedStore(SQLiteEventStore):
-    """Says whether it is at work."""
+class Watched:
+    """Mixed into a store: says whether it is at work."""
 
     asked = 0
 
@@ -574,6 +574,10 @@ class WatchedStore(SQLiteEventStore):
             return await super().bounds()
         finally:
             self.asked -= 1
+
+
+class WatchedStore(Watched, SQLiteEventStore):
+    """An SQLite log that says so."""
 
 
 class GuaranteesOverSQLite(Guarantees):

@@ -9,23 +9,13 @@ from typing import Any
 import pytest
 import test_guarantees as over
 
-from opencode_sse_plugin.stores import Evicted, Page
 from opencode_sse_plugin.stores.redis_store import RedisEventStore
 
 from .brokers import Broker
 
 
-class WatchedStore(RedisEventStore):
-    """Says whether it is at work."""
-
-    asked = 0
-
-    async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
-        self.asked += 1
-        try:
-            return await super().read(after, limit, max_bytes)
-        finally:
-            self.asked -= 1
+class WatchedStore(over.Watched, RedisEventStore):
+    """A log in Valkey that says whether it is at work."""
 
 
 class GuaranteesOverValkey(over.GuaranteesOverSQLite):
