@@ -20,6 +20,7 @@ from machine import BUILD, HERE, CannotRun, cpu_seconds, resident_bytes, two_cor
 SERVERS: Final = {
     "ours": [sys.executable, str(HERE / "servers/ours.py")],
     "sse-starlette": [sys.executable, str(HERE / "servers/peer_sse_starlette.py")],
+    "sse-starlette*": [sys.executable, str(HERE / "servers/peer_sse_starlette.py"), "events"],
     "fastapi.sse": [sys.executable, str(HERE / "servers/peer_fastapi.py")],
     "nginx+nchan": [sys.executable, str(HERE / "servers/peer_nchan.py")],
     "write() loop": [str(BUILD / "loop")],

@@ -53,6 +53,8 @@ class Row:
 
 OURS: Final = "ours"
 SSE: Final = "sse-starlette"
+#: The same as its documentation shows it; the first is its best configuration.
+SSE_EVENTS: Final = "sse-starlette*"
 FASTAPI: Final = "fastapi.sse"
 NCHAN: Final = "nginx+nchan"
 LOOP: Final = "write() loop"
@@ -78,9 +80,10 @@ ROWS: Final = (
         "100",
         "1000 subscribers x 100 events/s",
         Shape(1000, 100),
-        (OURS, SSE, FASTAPI, NCHAN, LOOP),
+        (OURS, SSE, SSE_EVENTS, FASTAPI, NCHAN, LOOP),
         (
             Goal("per_cpu_second", SSE, 4, 5),
+            Goal("per_cpu_second", SSE_EVENTS, 2.5, 5),
             Goal("per_cpu_second", NCHAN, 1.15, 1.4),
             Goal("per_cpu_second", LOOP, 0.55, 0.7),
             Goal("per_cpu_second", FASTAPI, 15, 20),
