@@ -50,6 +50,8 @@ bench-peers:
 	@command -v apt-get >/dev/null || { echo "install nginx and its nchan module with your package manager" >&2; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "as root: apt-get install -y nginx libnginx-mod-nchan gcc" >&2; exit 1; }
 	apt-get update -q && apt-get install -y -q --no-install-recommends nginx libnginx-mod-nchan gcc libc6-dev
+	npm install --prefix tests/benchmarks/.build/opencode --no-audit --no-fund --loglevel=error opencode-ai || \
+		echo "opencode itself cannot be compared with: npm is missing, or its registry (apt-get install nodejs npm)" >&2
 
 $(VENV)/bin/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: apt-get install python3 python3-venv" >&2; exit 1; }
