@@ -32,7 +32,7 @@ PAGES_AT_ONCE: Final = 8
 _STEP: Final = 0.001
 #: How long a wake-up of many is followed by rest, as a share of the time it took. More saves writes, since more events
 #: go out in one, and costs latency: an event waits for half of a wake-up and its rest (docs/performance.md).
-_REST: Final = 0.4
+_REST: Final = 1.0
 #: Seconds. Less than this is not worth a timer; nobody waits for more.
 _SHORTEST_REST: Final = 0.0005
 _LONGEST_REST: Final = 0.05

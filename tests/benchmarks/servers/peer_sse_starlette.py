@@ -14,7 +14,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-
 AS_EVENTS = "events" in sys.argv
 
 
