@@ -75,8 +75,9 @@ class Publisher:
         :raises InvalidEvent: with ``index``; nothing was stored.
         """
         check_event(event, index)
-        if not event.id:
-            event = replace(event, id=self._new_id())
+        made = "" if event.id else self._new_id()
+        if made:
+            event = replace(event, id=made)
         if self._plugins.publishes:
             kept = self._plugins.event_publish(event)
             if kept is None:
@@ -86,6 +87,7 @@ class Publisher:
                 check_event(kept, index)
                 event = kept if kept.id else replace(kept, id=event.id)
         stored = StoredEvent.encode(event, index=index)
+        stored.unseen = event.id == made
         if stored.size > self._settings.max_event_bytes:
             raise self._too_large(stored, index)
         return stored
@@ -105,6 +107,7 @@ class Publisher:
             return self.prepare(Event(type, properties, id, directory, project, workspace, scope))
         check_parts(type, properties, id, directory, project, workspace, scope)
         stored = StoredEvent.of_parts(type, properties, id or self._new_id(), directory, project, workspace, scope)
+        stored.unseen = not id
         if len(stored.payload) > self._settings.max_event_bytes:
             raise self._too_large(stored, 0)
         return stored
