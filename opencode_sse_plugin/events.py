@@ -98,6 +98,7 @@ class StoredEvent:
 
     ``payload`` is the JSON of ``/event``; its length in bytes is what every byte limit counts. ``seq`` is 0 until the
     store gave one. ``event`` parses the payload again: for policies and plugins, never on the way of a delivery.
+    ``unseen`` says that its id was made for this very publish, so that no store can know it.
     """
 
     __slots__ = (
@@ -110,6 +111,7 @@ class StoredEvent:
         "seq",
         "session",
         "type",
+        "unseen",
         "workspace",
     )
 
@@ -135,6 +137,7 @@ class StoredEvent:
         self.scope = scope
         self.payload = payload
         self.described: Described | None = None
+        self.unseen = False
 
     @classmethod
     def encode(cls, event: Event, *, index: int = 0, encoder: Callable[[object], bytes] = encode) -> StoredEvent:

@@ -16,7 +16,7 @@ from .log import Log
 from .plugins import Plugins
 from .settings import Settings
 from .stores import Appended
-from .wakeup import Waiter, new_waiter
+from .wakeup import Waiter, waiters
 
 
 @dataclass(slots=True, eq=False)
@@ -47,10 +47,10 @@ class Publisher:
         self._append_now = getattr(log.store, "append_now", None)
         self._buffer: deque[_Pending] = deque()
         self._buffered = 0
-        self._more = anyio.Event()
-        self._less = anyio.Event()
-        self._idle = anyio.Event()
-        self._idle.set()
+        self._new_waiter = waiters()
+        self._more = self._new_waiter()
+        #: Where somebody waits for the buffer to shrink.
+        self._less: anyio.Event | None = None
         self.published = self.duplicates = self.vetoed = 0
 
     @property
@@ -75,8 +75,9 @@ class Publisher:
         :raises InvalidEvent: with ``index``; nothing was stored.
         """
         check_event(event, index)
-        if not event.id:
-            event = replace(event, id=self._new_id())
+        made = "" if event.id else self._new_id()
+        if made:
+            event = replace(event, id=made)
         if self._plugins.publishes:
             kept = self._plugins.event_publish(event)
             if kept is None:
@@ -86,6 +87,7 @@ class Publisher:
                 check_event(kept, index)
                 event = kept if kept.id else replace(kept, id=event.id)
         stored = StoredEvent.encode(event, index=index)
+        stored.unseen = event.id == made
         if stored.size > self._settings.max_event_bytes:
             raise self._too_large(stored, index)
         return stored
@@ -105,6 +107,7 @@ class Publisher:
             return self.prepare(Event(type, properties, id, directory, project, workspace, scope))
         check_parts(type, properties, id, directory, project, workspace, scope)
         stored = StoredEvent.of_parts(type, properties, id or self._new_id(), directory, project, workspace, scope)
+        stored.unseen = not id
         if len(stored.payload) > self._settings.max_event_bytes:
             raise self._too_large(stored, 0)
         return stored
@@ -130,8 +133,8 @@ class Publisher:
             return appended
         since = self._since()
         while self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
-            await self._less.wait()
-        done = new_waiter()
+            await self._shrunk()
+        done = self._new_waiter()
         pending = _Pending(events, done, since)
         self._enqueue(pending)
         await done.wait()
@@ -161,25 +164,28 @@ class Publisher:
     def _enqueue(self, pending: _Pending) -> None:
         self._buffer.append(pending)
         self._buffered += len(pending.events)
-        if self._idle.is_set():
-            self._idle = anyio.Event()
-        self._more.set()
+        self._more.wake()
+
+    async def _shrunk(self) -> None:
+        if self._less is None:
+            self._less = anyio.Event()
+        await self._less.wait()
 
     async def run(self) -> None:
         """Bring what is buffered to the store, until cancelled."""
         while True:
             await self._more.wait()
-            self._more = anyio.Event()
             while self._buffer:
                 taken = await self._with_room() if self._log.blocking else tuple(self._buffer)
                 await self._flush(taken)
                 for _ in taken:
                     self._buffer.popleft()
                 self._buffered -= sum(len(pending.events) for pending in taken)
-                self._less.set()
-                self._less = anyio.Event()
-                await self._log.pace()
-            self._idle.set()
+                if self._less is not None:
+                    self._less.set()
+                    self._less = None
+                if self._log.waiting:
+                    await self._log.pace()
 
     async def _with_room(self) -> Sequence[_Pending]:
         """The first of those that wait, once every subscriber that may hold it back has room or was too slow, and as
@@ -240,7 +246,9 @@ class Publisher:
         """Wait for what was accepted, then fail the rest with ``StoreUnavailable``."""
         self._log.blocking.stop()
         with anyio.move_on_after(seconds):
-            await self._idle.wait()
+            while self._buffered:
+                await self._shrunk()
+            await self._log.pace()
             return
         self._fail(tuple(self._buffer), StoreUnavailable("the bus is draining and the store did not answer in time"))
 

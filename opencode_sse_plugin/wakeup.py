@@ -23,9 +23,8 @@ class Waiter(Protocol):
 class _AsyncioWaiter:
     __slots__ = ("_future", "_loop", "_woken")
 
-    def __init__(self) -> None:
-        # Asked for once: on Python 3.11, get_running_loop() is a system call.
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._future: asyncio.Future[None] | None = None
         self._woken = False
 
@@ -69,9 +68,14 @@ def on_asyncio() -> bool:
     return True
 
 
+def waiters() -> Callable[[], Waiter]:
+    """What makes waiters for the running event loop, which is asked for once: on Python 3.11 that is a system call."""
+    return partial(_AsyncioWaiter, asyncio.get_running_loop()) if on_asyncio() else _EventWaiter
+
+
 def new_waiter() -> Waiter:
     """A waiter for the running event loop."""
-    return _AsyncioWaiter() if on_asyncio() else _EventWaiter()
+    return waiters()()
 
 
 def call_soon() -> Callable[[Callable[[], None]], Any]:

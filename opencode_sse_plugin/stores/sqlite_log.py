@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import cache
 from itertools import chain
@@ -11,8 +11,6 @@ from typing import Any, Final, NamedTuple
 
 from ..events import StoredEvent, new_epoch
 from . import KNOWN_MAX, Appended, Bounds, EpochStart, Evicted, Page, Retention
-
-Name = tuple[str | bytes | None, str | bytes | None]
 
 APPLICATION_ID: Final = 0x6F637365  # "ocse"
 #: Each step leads from one schema version to the next; a new file takes all of them.
@@ -178,28 +176,29 @@ def contradictions(connection: sqlite3.Connection) -> list[str]:
 
 
 def insert(
-    connection: sqlite3.Connection, batches: Sequence[Sequence[StoredEvent]], at: int
+    connection: sqlite3.Connection, batches: Sequence[Sequence[StoredEvent]], at: int, before: Extent | None = None
 ) -> tuple[list[Inserted], Extent]:
     """Store what is not known.
 
-    :param at: now, in milliseconds since 1970. :return: what became of each batch, and what is stored then.
+    :param at: now, in milliseconds since 1970. :param before: what is stored now, where that is known.
+    :return: what became of each batch, and what is stored then.
     """
-    oldest, head, size = extent(connection)
-    names = [(_stored(event.id), _stored(event.type)) for batch in batches for event in batch]
-    known = _known(connection, names, head)
+    oldest, head, size = before or extent(connection)
+    doubtful = [_stored(event.id) for batch in batches for event in batch if not event.unseen or event.seq]
+    known = _known(connection, doubtful, head)
     rows: list[tuple[object, ...]] = []
     inserted: list[Inserted] = []
-    name_of_next = iter(names)
     for batch in batches:
         seqs: list[int] = []
         fresh: list[tuple[StoredEvent, int]] = []
         for event in batch:
-            name = next(name_of_next)
+            row = _row(head + 1, at, event)
+            name = row[3:5]
             seq = known.get(name)
             if seq is None:
                 known[name] = seq = head = head + 1
                 fresh.append((event, seq))
-                rows.append(_row(seq, at, name, event))
+                rows.append(row)
                 size += len(event.payload)
             seqs.append(seq)
         inserted.append(Inserted(Appended(seqs, len(seqs) - len(fresh)), fresh))
@@ -215,10 +214,12 @@ def _insert_statement(rows: int) -> str:
     return _INSERT + ",".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
 
 
-def _known(connection: sqlite3.Connection, names: Sequence[Name], head: int) -> dict[Name, int]:
-    """Which of these are among the newest, and their numbers."""
-    found: dict[Name, int] = {}
-    ids = list(dict.fromkeys(id for id, _ in names))
+def _known(
+    connection: sqlite3.Connection, doubtful: Iterable[str | bytes | None], head: int
+) -> dict[tuple[object, ...], int]:
+    """Which (id, type) with one of these ids are among the newest, and their numbers."""
+    found: dict[tuple[object, ...], int] = {}
+    ids = list(dict.fromkeys(doubtful))
     while ids:
         size = next((size for size in _LOOKUPS if size >= len(ids) > size // 2), _LOOKUPS[-1])
         asked, ids = ids[:size], ids[size:]
@@ -231,12 +232,12 @@ def _known(connection: sqlite3.Connection, names: Sequence[Name], head: int) -> 
     return found
 
 
-def _row(seq: int, at: int, name: Name, event: StoredEvent) -> tuple[object, ...]:
-    id, kind = name
-    session, directory = _stored(event.session), _stored(event.directory)
-    project, workspace = _stored(event.project), _stored(event.workspace)
-    odd = bytes in map(type, (id, kind, session, directory, project, workspace))
-    return (seq, at, odd, id, kind, session, directory, project, workspace, event.scope, event.payload)
+def _row(seq: int, at: int, event: StoredEvent) -> tuple[object, ...]:
+    names = (event.id, event.type, event.session, event.directory, event.project, event.workspace)
+    if "{}{}{}{}{}{}".format(*names).isascii():
+        return (seq, at, False, *names, event.scope, event.payload)
+    stored = tuple(map(_stored, names))
+    return (seq, at, bytes in map(type, stored), *stored, event.scope, event.payload)
 
 
 def _stored(name: str | None) -> str | bytes | None:

@@ -95,6 +95,8 @@ class Writer(Worker):
         self._prune_after = self._look_at_age = 0.0
         #: Oldest and newest number and payload bytes, as last seen.
         self.seen = Extent(1, 0, 0)
+        #: The data version since which nobody else changed what was seen; none where it must be read again.
+        self._seen_version: int | None = None
         super().__init__(f"opencode-sse {options.path.name}", call_soon)
 
     async def start(self) -> Bounds:
@@ -185,7 +187,11 @@ class Writer(Worker):
             return
         try:
             with transaction(self._log):
-                inserted, seen = insert(self._log, [job.events for job in group], int(self._options.now() * 1000))
+                version = self._version()
+                before = self.seen if version == self._seen_version else None
+                self._seen_version = None  # Until it is committed.
+                batches, at = [job.events for job in group], int(self._options.now() * 1000)
+                inserted, seen = insert(self._log, batches, at, before)
         except Exception as error:
             if len(group) == 1:
                 self._refuse(group, error)
@@ -193,27 +199,28 @@ class Writer(Worker):
                 for job in group:
                     self._commit([job])
             return
-        self.seen = seen
-        self._committed(group, inserted)
+        self.seen, self._seen_version = seen, version
+        self._committed(group, inserted, others=version != self._data_version)
 
     def _refuse(self, group: Iterable[Append], error: Exception) -> None:
         for job in group:
             job.error = unavailable(self._path, error)
             self._tell(job.tell)
 
-    def _committed(self, group: Sequence[Append], inserted: Sequence[Inserted]) -> None:
+    def _committed(self, group: Sequence[Append], inserted: Sequence[Inserted], *, others: bool) -> None:
         events: list[StoredEvent] = []
         for job, (appended, fresh) in zip(group, inserted, strict=True):
             job.result = appended
             for event, seq in fresh:
                 event.seq = seq
                 events.append(event)
-        try:
-            # Others may have stored something before these.
-            self._look()
-        except sqlite3.Error as error:
-            self._behind = True
-            self._complain(error)
+        if others or self._behind:
+            try:
+                # Others have stored something before these.
+                self._look()
+            except sqlite3.Error as error:
+                self._behind = True
+                self._complain(error)
         if events and not self._behind and self._told == events[0].seq - 1:
             self._told = events[-1].seq
             self._hand(events, group)
@@ -227,6 +234,7 @@ class Writer(Worker):
     def _begin_epoch(self, end: int | None) -> None:
         try:
             self._begin(time.monotonic() + self._options.patience)
+            self._seen_version = None
             with transaction(self._log):
                 cut(self._log, end)
             self._tell_page()
@@ -325,6 +333,7 @@ class Writer(Worker):
         """One step; whether there is more to do for us."""
         try:
             self._begin(time.monotonic() + self._options.patience)
+            self._seen_version = None
             with transaction(self._log):
                 now = int(self._options.now() * 1000)
                 more = prune(self._log, self._options.retention, now, self._me, forced=forced)

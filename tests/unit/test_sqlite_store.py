@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from opencode_sse_plugin import ConfigurationError, Delivery, EventBus, Filter, Settings, StoreUnavailable
+from opencode_sse_plugin import ConfigurationError, Delivery, Event, EventBus, Filter, Settings, StoreUnavailable
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.stores import DURABLE_RETENTION, EventStore, Retention, sqlite_log
 from opencode_sse_plugin.stores.sqlite import SQLiteEventStore, open_sqlite
@@ -357,6 +357,46 @@ async def test_a_bus_that_retention_overtook_says_so(tmp_path: Path) -> None:
     assert lagged.properties is not None
     assert (lagged.properties["exceeded"], lagged.properties["first"], lagged.properties["last"]) == ("retention", 2, 8)
     assert lagged.properties["dropped"] == -1, "nobody here has seen them"
+
+
+@pytest.mark.anyio
+async def test_an_id_that_was_made_here_is_known_when_somebody_gives_it(tmp_path: Path) -> None:
+    """Ids made for a publish are not looked up, those that come from outside are: also when stored just before."""
+    async with EventBus(Settings(store=f"sqlite:///{tmp_path / 'a.db'}"), plugins=Plugins(discover=False)) as bus:
+        async with bus.subscribe(Filter()) as events:
+            await first(events, 1)
+            await bus.publish("test.event")
+            await bus.publish(Event("test.event"))
+            made = [delivery.event for delivery in await first(events, 2)]
+            again = await bus.publish_batch([*made, Event("test.event"), *made])
+        assert again == [1, 2, 3, 1, 2]
+        assert bus.statistics()["counters"]["duplicates"] == 4
+
+
+@pytest.mark.anyio
+async def test_what_was_seen_last_is_not_trusted_once_it_changed(tmp_path: Path) -> None:
+    """Numbers go on behind what is stored, whoever shortened or lengthened the log since the last append."""
+    store, other = SQLiteEventStore(tmp_path / "a.db", Retention(2, 1 << 30)), SQLiteEventStore(tmp_path / "a.db")
+    await store.open(RecordingListener())
+    await other.open(RecordingListener())
+
+    async def append(store: SQLiteEventStore, number: int) -> list[int]:
+        return list((await store.append([stored_event(id=f"evt_{number}")])).seqs)
+
+    try:
+        assert [await append(store, n) for n in range(3)] == [[1], [2], [3]]
+        await store.begin_epoch(1)
+        assert await append(store, 3) == [2]
+        assert await append(other, 4) == [3]
+        await store.prune()
+        assert await append(store, 5) == [4]
+        await other.begin_epoch(2)
+        assert await append(store, 6) == [3]
+        assert store.statistics() == {"oldest": 2, "latest": 3, "events": 2, "bytes": store.statistics()["bytes"]}
+        assert await store.damage() == []
+    finally:
+        await store.close()
+        await other.close()
 
 
 async def first(events: AsyncIterator[Delivery], number: int) -> list[Delivery]:
