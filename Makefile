@@ -15,7 +15,7 @@ help:
 	@echo "make chaos        the long runs"
 	@echo "make bench        the benchmark (ARGS=--quick for a minute); make bench-peers gets what it compares with"
 	@echo "make bench-policies what each overflow policy costs under sustained overflow, and what coalesce saves"
-	@echo "make bench-stores the stores beside bare SQLite (ARGS=--quick)"
+	@echo "make bench-stores the stores beside bare SQLite and Valkey (ARGS=--quick)"
 
 serve: $(VENV)/.serve
 	$(BIN)/opencode-sse serve --demo $(ARGS)

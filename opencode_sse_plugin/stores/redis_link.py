@@ -214,11 +214,16 @@ class KeptConnection:
         connection = self._connection
         if connection is None:
             connection = await link._pool.get_connection()  # type: ignore[no-untyped-call]
+            # It is connected. From now on one timer does for a call: the client library makes a task for what it times.
+            connection.socket_timeout = None
         self._connection = None
         try:
-            answer = await link._run(connection, script, link._command(script, arguments, more))
-        except BaseException:
-            await link._pool.release(connection)
+            async with asyncio.timeout(TIMEOUT):
+                answer = await link._run(connection, script, link._command(script, arguments, more))
+        except BaseException as error:
+            await self._release(connection)
+            if isinstance(error, TimeoutError):
+                raise exceptions.TimeoutError(f"no answer to a call within {TIMEOUT:g} s") from error
             raise
         self._connection = connection
         return answer
@@ -226,8 +231,12 @@ class KeptConnection:
     async def close(self) -> None:
         """Give it back."""
         if self._connection is not None:
-            await self._link._pool.release(self._connection)
+            await self._release(self._connection)
             self._connection = None
+
+    async def _release(self, connection: AbstractConnection) -> None:
+        connection.socket_timeout = TIMEOUT
+        await self._link._pool.release(connection)
 
 
 def _bulk(word: str | bytes | int) -> bytes:

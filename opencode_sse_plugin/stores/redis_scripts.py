@@ -20,7 +20,7 @@ _REMEMBER: Final = 600_000
 
 _COMMON: Final = f"""
 local stream, meta, known = KEYS[1], KEYS[2], KEYS[3]
-local log, info, replid
+local log, info
 
 local function int(number)
   return string.format('%.0f', number)
@@ -34,10 +34,9 @@ end
 -- Reads what is known of the log into `log`, and one field more; nil where there is none. An error is returned.
 local function load(field)
   info = redis.call('INFO', 'replication')
-  if string.match(info, 'role:(%a+)') ~= 'master' then
+  if not string.find(info, 'role:master', 1, true) then
     return redis.error_reply('READONLY it is a replica')
   end
-  replid = string.match(info, 'master_replid:(%x+)')
   local got = redis.call('HMGET', meta, 'version', 'head', 'oldest', 'bytes', 'chain', 'replid', 'run', 'always',
     'replicated', 'newest', field or 'version')
   if not got[1] then
@@ -50,7 +49,8 @@ local function load(field)
   end
   log = {{head = tonumber(got[2]), oldest = tonumber(got[3]), bytes = tonumber(got[4]), chain = got[5], replid = got[6],
     run = got[7], always = got[8], replicated = got[9], newest = got[10], field = got[11]}}
-  log.epoch = string.match(log.chain, '([^ ]+):%d+$')
+  -- Looked for from the end, where it is: else a long chain costs more than all the rest.
+  log.epoch = string.match(log.chain, '^([^ ]+):%d+$') or string.match(log.chain, '^.* ([^ ]+):%d+$')
 end
 
 -- Whether an event still has the number under which somebody knows it; unknown counts as yes.
@@ -66,7 +66,12 @@ local function is_right(seq, name)
 end
 
 local function replicas()
-  return string.match(info, 'connected_slaves:(%d+)') == '0' and '0' or '1'
+  return string.find(info, 'connected_slaves:0\\r', 1, true) and '0' or '1'
+end
+
+-- Whether the log was stored under the replication id there is now.
+local function is_same_replid()
+  return log.replid and string.find(info, 'master_replid:' .. log.replid, 1, true)
 end
 
 -- Which process of the server this is. `vouched` names one, and says whether it flushes every write before it answers.
@@ -75,6 +80,7 @@ local function run_id()
 end
 
 local function identify(run, vouched)
+  local replid = string.match(info, 'master_replid:(%x+)')
   log.replid, log.run, log.always, log.replicated = replid, run, string.match(vouched, ':(%d)$'), replicas()
   redis.call('HSET', meta, 'replid', replid, 'run', run, 'always', log.always, 'replicated', log.replicated)
 end
@@ -207,16 +213,16 @@ if wrong then
 end
 -- Asked again, since the answer did not arrive? Then it is this one.
 if log and log.field then
-  local of, text = string.match(log.field, '^(%d+) %d+ (.*)$')
-  if tonumber(of) == number then
+  local of = tonumber(string.match(log.field, '^%d+'))
+  if of == number then
     local answer = extent(mine)
-    answer[6] = text
+    answer[6] = string.match(log.field, '^%d+ %d+ (.*)$')
     return answer
-  elseif tonumber(of) > number then
+  elseif of > number then
     return {{'STALE'}}
   end
 end
-if not log or log.replid ~= replid then
+if not log or not is_same_replid() then
   local run = run_id()
   if string.match(vouched, '^%x*') ~= run then
     return {{'WHO'}}
@@ -243,7 +249,8 @@ if log.always == '1' and vouched ~= log.run .. ':1' then
   redis.call('HSET', meta, 'always', '0')
 end
 
-local head, suffix, olds = log.head, '-' .. int(now), ''
+local head, at, olds = log.head, int(now), ''
+local suffix = '-' .. at
 -- Mostly all are new, and two to a thousand of them are told so by one command.
 local fresh, added = {{}}, 0
 for i = 1, count do
@@ -297,9 +304,9 @@ end
 local text = int(log.head + 1) .. ' ' .. olds
 local bytes = log.bytes + more_bytes
 redis.call('HSET', meta, 'head', int(head), 'bytes', int(bytes), 'newest', fresh[#fresh] or log.newest, writer,
-  number .. ' ' .. int(now) .. ' ' .. text)
+  number .. ' ' .. at .. ' ' .. text)
 -- Now and then what is not among the newest any more is forgotten.
-if math.floor(head / 256) > math.floor(log.head / 256) and head - {KNOWN_MAX} >= log.oldest then
+if head - {KNOWN_MAX} >= log.oldest and math.floor(head / 256) > math.floor(log.head / 256) then
   redis.call('ZREMRANGEBYSCORE', known, '-inf', int(head - {KNOWN_MAX}))
 end
 log.head, log.bytes = head, bytes

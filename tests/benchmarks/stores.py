@@ -1,4 +1,4 @@
-"""The benchmark of stores: what is durable beside bare SQLite, in one run; see ``--help``.
+"""The benchmark of stores: what is durable beside bare SQLite and a bare script in Valkey, in one run; see ``--help``.
 
     make bench-stores                  all of it (some minutes)
     make bench-stores ARGS=--quick     in short
@@ -20,6 +20,7 @@ from cells import Child, Unavailable
 from machine import HERE, CannotRun, description
 
 PROGRAM = str(HERE / "servers/store_sqlite.py")
+REDIS = str(HERE / "servers/store_redis.py")
 
 
 def arguments() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def arguments() -> argparse.Namespace:
         prog="stores.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one short round of everything")
-    parser.add_argument("--parts", help="only these, by comma: appends,pages,latency,told,replay")
+    parser.add_argument("--parts", help="only these, by comma: appends,pages,latency,told,replay,redis")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement there")
     return parser.parse_args()
 
@@ -82,7 +83,18 @@ def replay(quick: bool, found: dict[str, Any]) -> Iterator[str]:
         yield verdict(one["complete"] and one["above_mb"] <= 64, "all came, and at most 64 MB")
 
 
-PARTS = {"appends": appends, "pages": pages, "latency": latency, "told": told, "replay": replay}
+def redis(quick: bool, found: dict[str, Any]) -> Iterator[str]:
+    rounds = ("--rounds", "1", "--seconds", "0.3") if quick else ()
+    with Child("the part redis", [sys.executable, REDIS, "--json", *rounds]) as child:
+        rows = found["redis"] = child.hear(240)
+    yield "Redis/Valkey: appends a second, of 300 bytes, beside a bare pipelined script with the same batches"
+    for publishers, row in rows.items():
+        through, alone, bare = (median(row[name]) for name in ("bus", "ours", "bare"))
+        yield f"  {publishers:>4} publishers {through:>12,.0f} {bare:>12,.0f}   (the store alone {alone:,.0f})"
+        yield verdict(through >= bare / 2, f"{through / bare:.2f} of the bare script (at least 0.5)")
+
+
+PARTS = {"appends": appends, "pages": pages, "latency": latency, "told": told, "replay": replay, "redis": redis}
 
 
 def main() -> int:

@@ -18,4 +18,4 @@ def test_it_measures_ours_and_a_bare_script_with_the_same_batches() -> None:
     assert list(found) == ["1", "10", "100"]
     assert round(found["1"]["batch"][0]) == 1
     assert found["100"]["batch"][0] > found["10"]["batch"][0] > 5, "what waits goes into one call"
-    assert all(row["ours"][0] > 0 and row["bare"][0] > 0 for row in found.values())
+    assert all(row["bus"][0] > 0 and row["ours"][0] > 0 and row["bare"][0] > 0 for row in found.values())
