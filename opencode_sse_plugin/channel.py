@@ -19,7 +19,7 @@ Chunk = TypeVar("Chunk")
 
 #: A wake-up hands over at most so many payload bytes at once, or one event: a big backlog must not delay the others.
 BATCH_BYTES: Final = 64 * 1024
-#: So many readers are woken in one turn of the event loop; with stepping, each is a write of about 10 µs.
+#: So many readers are given something in one turn of the event loop, each a write of some 6 µs (docs/performance.md).
 WAKE_AT_ONCE: Final = 100
 _CACHED_BATCHES: Final = 8
 _KEPT_PAGES: Final = 32
@@ -122,11 +122,6 @@ class Channel(Generic[Chunk]):
         while self.disposals and self.disposals[-1] > self.total:
             self.disposals.pop()
         self._floor = min(self._floor, self.total)
-        self.ready.clear()
-        self.pages.clear()
-
-    def flush(self) -> None:
-        """Forget wrapped batches, whose frames name the epoch."""
         self.ready.clear()
         self.pages.clear()
 
