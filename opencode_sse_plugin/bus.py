@@ -201,7 +201,13 @@ class EventBus:
         )
         self._liveness = Liveness(self.log, settings, self.plugins, self.clock, self._subscriptions)
         self._started_at = time.time()
-        for task in (self.log.show_arrivals, self._publisher.run, self._liveness.run, self._drain_when_asked):
+        for task in (
+            self.log.show_arrivals,
+            self._publisher.run,
+            self._publisher.watch,
+            self._liveness.run,
+            self._drain_when_asked,
+        ):
             tasks.start_soon(task)
         self._state = "running"
         try:
