@@ -12,7 +12,7 @@ from typing import Any, Final
 import anyio
 
 from .errors import BusClosed, InvalidEvent, PublishBufferFull, StoreUnavailable
-from .events import Event, EventIds, Scope, StoredEvent, check_event, check_parts
+from .events import Event, Scope, StoredEvent, check_event, check_parts, encode_body, session_of
 from .log import Log
 from .plugins import Plugins
 from .settings import Settings
@@ -54,7 +54,7 @@ class Publisher:
     publishers share one commit.
     """
 
-    def __init__(self, log: Log, plugins: Plugins, settings: Settings, new_id: EventIds) -> None:
+    def __init__(self, log: Log, plugins: Plugins, settings: Settings, new_id: Callable[[], str]) -> None:
         self._log = log
         self._plugins = plugins
         self._settings = settings
@@ -126,7 +126,13 @@ class Publisher:
         if self._plugins.publishes:
             return self.prepare(Event(type, properties, id, directory, project, workspace, scope))
         check_parts(type, properties, id, directory, project, workspace, scope)
-        stored = StoredEvent.of_parts(type, properties, id or self._new_id(), directory, project, workspace, scope)
+        made = id or self._new_id()
+        body: dict[str, Any] = {"id": made, "type": type}
+        if properties is not None:
+            body["properties"] = properties
+        session = session_of(type, properties)
+        # Without an Event, which costs more than its JSON.
+        stored = StoredEvent(0, made, type, session, directory, project, workspace, scope, encode_body(body))
         stored.unseen = not id
         if len(stored.payload) > self._settings.max_event_bytes:
             raise self._too_large(stored, 0)
@@ -173,10 +179,11 @@ class Publisher:
 
         :raises PublishBufferFull: if too much is waiting already; nothing was accepted.
         """
-        if self._buffered + self._log.waiting + len(events) > self._settings.publish_buffer:
+        waiting = self._buffered + self._log.waiting
+        if waiting and waiting + len(events) > self._settings.publish_buffer:
             raise PublishBufferFull(
-                f"{self._buffered + self._log.waiting} events wait already (publish_buffer is "
-                f"{self._settings.publish_buffer}); await publish() to wait for room"
+                f"{waiting} events wait already (publish_buffer is {self._settings.publish_buffer}); await publish() "
+                "to wait for room"
             )
         if self._append_now is not None and not self._buffer and not self._log.blocking:
             self._stored(events, self._append_now(events))

@@ -15,7 +15,8 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..events import StoredEvent, new_epoch
+from ..events import StoredEvent
+from ..ids import new_epoch
 from . import Appended, Retention, Submission
 from .redis_history import History
 from .redis_link import Backoff, KeptConnection, may_have_run, new_writer, passes, unavailable

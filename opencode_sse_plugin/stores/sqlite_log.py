@@ -9,7 +9,8 @@ from functools import cache
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from ..events import StoredEvent, new_epoch
+from ..events import StoredEvent
+from ..ids import new_epoch
 from . import KNOWN_MAX, Appended, Bounds, EpochStart, Evicted, Page, Retention
 
 APPLICATION_ID: Final = 0x6F637365  # "ocse"
