@@ -26,7 +26,7 @@ _GRACE: Final = 1.0
 class _Pending(Submission):
     """A publish on its way to the store."""
 
-    __slots__ = ("_settled", "done", "since")
+    __slots__ = ("_settled", "done", "ended", "since")
 
     def __init__(
         self, events: Sequence[StoredEvent], done: Signal | None, settled: Callable[[_Pending], None], since: float
@@ -36,6 +36,8 @@ class _Pending(Submission):
         #: ``None`` where nobody waits (``publish_nowait``).
         self.done = done
         self._settled = settled
+        #: Whether its publisher knows; after a drain the store may still answer.
+        self.ended = False
         #: When it was published, by the event loop's clock, where somebody might be waited for.
         self.since = since
 
@@ -280,11 +282,14 @@ class Publisher:
             pending.appended = Appended(own, known)
 
     def _settle(self, pending: _Pending) -> None:
-        """The store has told what became of a publish, unless nobody waits for that any more."""
-        if self._submitted.pop(pending, None) is not None:
-            self._end(pending)
+        """The store has told what became of a publish."""
+        self._submitted.pop(pending, None)
+        self._end(pending)
 
     def _end(self, pending: _Pending) -> None:
+        if pending.ended:
+            return
+        pending.ended = True
         events, error, done = pending.events, pending.error, pending.done
         self._buffered -= len(events)
         if self._less is not None:
