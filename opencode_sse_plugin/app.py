@@ -199,23 +199,34 @@ class _Endpoint:
         self._methods = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self._methods.get(scope["method"])
-        response: ASGIApp
+        response = await self._response(Request(scope, receive, send))
         try:
-            if handler is None:
-                raise Reject(405, f"{scope['method']} is not served here", {"Allow": ", ".join(self._methods)})
-            if not self._app.bus.running:
-                await _first_use(self._app.bus)
-            response = await handler(Request(scope, receive, send))
-        except Reject as refusal:
-            response = JSONResponse({"error": refusal.detail}, refusal.status, refusal.headers)
-        except InvalidFilter as error:
-            response = JSONResponse({"error": str(error), "parameter": error.parameter}, 400)
-        try:
-            await response(scope, receive, send)
+            if not isinstance(response, EventStreamResponse) or not response.can_be_stepped(scope, send):
+                await response(scope, receive, send)
+                return
+            try:
+                while await response.give(scope, send):
+                    await response.subscription.news()
+                response.finish(scope, send)
+            finally:
+                response.close()
         except RuntimeError:
             if not is_closed(scope.get(OWN_SEND, send)):
                 raise
+
+    async def _response(self, request: Request) -> ASGIApp:
+        handler = self._methods.get(request.method)
+        try:
+            if handler is None:
+                raise Reject(405, f"{request.method} is not served here", {"Allow": ", ".join(self._methods)})
+            if not self._app.bus.running:
+                await _first_use(self._app.bus)
+            response: ASGIApp = await handler(request)
+            return response
+        except Reject as refusal:
+            return JSONResponse({"error": refusal.detail}, refusal.status, refusal.headers)
+        except InvalidFilter as error:
+            return JSONResponse({"error": str(error), "parameter": error.parameter}, 400)
 
 
 async def _first_use(bus: EventBus) -> None:
