@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from . import cursors, frames
-from .edits import Edits
+from .edits import UNDECIDED
 from .frames import Envelope
 from .overflow import Limits
 from .position import Chunk, Ending, Position, Services
@@ -153,7 +153,7 @@ class Subscription(Position[Chunk]):
             await self._open()
         while True:
             if self._outbox:
-                return self._outbox.pop(0)
+                return self._first_put()
             if self.ending is not None:
                 return None
             if self._expired is not None:
@@ -183,6 +183,13 @@ class Subscription(Position[Chunk]):
                     return self._heartbeat()
                 self._log.bookmark(self.last_id)
             return None
+
+    def _first_put(self) -> Chunk:
+        assert self._outbox
+        chunk = self._outbox.pop(0)
+        if not self._outbox:
+            self._outbox = None
+        return chunk
 
     def _must_tell_where(self) -> bool:
         """Whether a long search through pages without a match has been silent for too long."""
@@ -243,7 +250,7 @@ class Subscription(Position[Chunk]):
         """End without another frame."""
         if self.ending is None:
             self.ending, self.reason = ending, reason
-            self._outbox.clear()
+            self._outbox = None
             self.wake()
 
     # What others ask.
@@ -348,7 +355,7 @@ class Subscription(Position[Chunk]):
         properties = cursors.expired_at(self._told_epoch, self.position, bounds, reason)
         self._told_epoch = bounds.epoch
         self._go_paging()
-        self._edits = Edits()
+        self._edits = UNDECIDED
         self.limited = self.leveled = False
         self.position = bounds.latest
         self._say(frames.EXPIRED, properties, id=None if snapshot is not None else bounds.latest)
@@ -377,7 +384,7 @@ class Subscription(Position[Chunk]):
         for event in snapshot.events:
             if self.envelope.sees(event):
                 complete = event if event.id else replace(event, id=self.services.new_id())
-                self._outbox.append(self.envelope.control(complete, None, None))
+                self._put(self.envelope.control(complete, None, None))
         self.position = snapshot.at
         self._say(frames.HEARTBEAT, id=self.position)
         return True
