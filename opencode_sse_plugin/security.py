@@ -114,5 +114,5 @@ class LoopbackGuard:
             if origin is not None and origin not in self._origins and not is_loopback(_hostname(origin)):
                 response = JSONResponse({"error": f"origin {origin!r} is not allowed", "parameter": "origin"}, 403)
                 return await response(scope, receive, send)
-            scope = {**scope, OWN_SEND: send}
+            scope[OWN_SEND] = send
         await self._app(scope, receive, send)
