@@ -4,20 +4,29 @@ A reader that waits costs a future, a handle and a task switch per wake-up, whic
 its server frames the same bytes once for each reader. Here the frame of HTTP/1.1 is put around a chunk once for all,
 and what is left per reader is one call of its transport's ``write``.
 
-Only where the app holds a server's own, unwrapped ``send``, whose code is known to do no more with a chunk than that,
-and only while the server says that it would not make ``send`` wait. Everywhere else the plain path in ``response`` does
-the same.
+Only where the app holds a server's own ``send``, unwrapped or behind what is known to pass chunks on as they are, whose
+code is known to do no more with a chunk than that, and only while the server says that it would not make ``send`` wait.
+Everywhere else the plain path in ``response`` does the same.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope, Send
 
 from .wakeup import on_asyncio
 
 _KNOWN: Final = ("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl")
+
+
+def unwrapped(send: Send) -> Send:
+    """The ``send`` behind Starlette's CORS middleware, which changes nothing but the start of a response."""
+    while isinstance(send, partial) and getattr(send.func, "__func__", None) is CORSMiddleware.send:
+        send = send.keywords["send"]
+    return send
 
 
 def supports(scope: Scope, send: Send) -> bool:

@@ -67,8 +67,9 @@ class EventStreamResponse:
     def can_be_stepped(self, scope: Scope, send: Send) -> bool:
         """Whether it notices without a task that its client leaves, and a write ends with the connection. From then on
         it does, until it is closed."""
-        if direct.supports(scope, send) and hangup.can_tell(send):
-            self._hangup = hangup.Hangup(send, self.subscription)
+        behind = direct.unwrapped(send)
+        if direct.supports(scope, behind) and hangup.can_tell(behind):
+            self._hangup = hangup.Hangup(behind, self.subscription)
             self.subscription.wait_at(self._hangup)
         return self._hangup is not None
 
@@ -89,8 +90,9 @@ class EventStreamResponse:
                 if chunk is not None:  # The first chunk goes the way of the headers.
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     chunk = await subscription.look()
-                if direct.supports(scope, send):
-                    subscription.write = direct.Writer(send)
+                behind = direct.unwrapped(send)
+                if direct.supports(scope, behind):
+                    subscription.write = direct.Writer(behind)
             write = subscription.write
             while chunk is not None:
                 if write is None or not write(chunk):

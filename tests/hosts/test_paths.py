@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from opencode_sse_plugin import EventBus, Settings, direct, event_app, hangup
@@ -275,6 +276,39 @@ def test_a_wrapped_send_is_never_written_behind(
     assert reader.next().type == "good"
     assert not written
     assert any(b'"good"' in chunk for chunk in chunks)
+
+
+def test_behind_cors_is_as_good_as_unwrapped(
+    serve: Serve, read: Read, server: dict[str, Any], is_direct: bool, written: Counter[bool]
+) -> None:
+    bus = EventBus(Settings(heartbeat=600))
+    app = CORSMiddleware(event_app(bus, authorize=None), allow_origins=["https://app.example"])
+    served = serve(app, bus, **server)
+    for _ in range(2):
+        reader = read(f"{served.url}/event", headers={"origin": "https://app.example"})
+        assert reader.headers["access-control-allow-origin"] == "https://app.example"
+        assert reader.next().type == "server.connected"
+        served.publish("good")
+        assert reader.next().type == "good"
+        assert (written[True] > 0) == is_direct
+        reader.close()
+        served.until(nobody(bus), "the end of the one that left")
+
+
+def test_behind_other_middleware_it_is_not(
+    serve: Serve, read: Read, server: dict[str, Any], written: Counter[bool]
+) -> None:
+    class Other(CORSMiddleware):
+        async def send(self, *args: Any, **kwargs: Any) -> None:
+            await super().send(*args, **kwargs)
+
+    bus = EventBus()
+    served = serve(Other(event_app(bus, authorize=None), allow_origins=["*"]), bus, **server)
+    reader = read(f"{served.url}/event")
+    assert reader.next().type == "server.connected"
+    served.publish("good")
+    assert reader.next().type == "good"
+    assert not written, "what it does with chunks is not known"
 
 
 @pytest.mark.anyio

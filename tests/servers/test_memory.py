@@ -1,4 +1,4 @@
-"""What subscribers cost: little while they wait, and where they never read nothing that grows with what is published."""
+"""What subscribers cost: little while they wait, nothing that grows with what is published if they never read."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_hundred_that_never_read_beside_one_that_does(opened: Opened) -> None:
     assert grown <= RETAIN_BYTES + STALLED * PER_SOCKET
 
 
-@pytest.mark.parametrize("name", ["uvicorn-httptools-uvloop", "uvicorn-h11-asyncio"])
+@pytest.mark.parametrize("name", ["uvicorn-httptools-uvloop", "uvicorn-h11-asyncio", "opencode-sse-serve"])
 def test_those_who_wait_cost_little(opened: Opened, name: str) -> None:
     server = opened(Server(name, heartbeat=600))
 
