@@ -290,7 +290,7 @@ def test_behind_cors_is_as_good_as_unwrapped(
         assert reader.next().type == "server.connected"
         served.publish("good")
         assert reader.next().type == "good"
-        assert (written[True] > 0) == is_direct
+        served.until(lambda: (written[True] > 0) == is_direct, "a count of what was written")
         reader.close()
         served.until(nobody(bus), "the end of the one that left")
 
