@@ -11,22 +11,13 @@ Everywhere else the plain path in ``response`` does the same.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope, Send
 
 from .wakeup import on_asyncio
 
 _KNOWN: Final = ("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl")
-
-
-def unwrapped(send: Send) -> Send:
-    """The ``send`` behind Starlette's CORS middleware, which changes nothing but the start of a response."""
-    while isinstance(send, partial) and getattr(send.func, "__func__", None) is CORSMiddleware.send:
-        send = send.keywords["send"]
-    return send
 
 
 def supports(scope: Scope, send: Send) -> bool:

@@ -67,7 +67,7 @@ class EventStreamResponse:
     def can_be_stepped(self, scope: Scope, send: Send) -> bool:
         """Whether it notices without a task that its client leaves, and a write ends with the connection. From then on
         it does, until it is closed."""
-        behind = direct.unwrapped(send)
+        behind = transport.unwrapped(send)
         if direct.supports(scope, behind) and hangup.can_tell(behind):
             self._hangup = hangup.Hangup(behind, self.subscription)
             self.subscription.wait_at(self._hangup)
@@ -82,6 +82,9 @@ class EventStreamResponse:
         subscription = self.subscription
         servers_own = scope.get(transport.OWN_SEND, send)
         subscription.on_cut = cut or partial(transport.abort, scope, servers_own)
+        if self._hangup is not None and transport.is_closed(servers_own):
+            # Of requests in a pipeline uvicorn tells the newest alone that the client left.
+            subscription.end("client")
         try:
             chunk = await subscription.look()
             if not self._begun:
@@ -90,7 +93,7 @@ class EventStreamResponse:
                 if chunk is not None:  # The first chunk goes the way of the headers.
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     chunk = await subscription.look()
-                behind = direct.unwrapped(send)
+                behind = transport.unwrapped(send)
                 if direct.supports(scope, behind):
                     subscription.write = direct.Writer(behind)
             write = subscription.write

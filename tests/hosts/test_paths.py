@@ -207,6 +207,19 @@ def test_middleware_that_waits_for_the_client_to_leave_is_told_as_well(
     assert heard[-1] == "http.disconnect"
 
 
+@pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
+def test_one_that_leaves_with_another_request_in_the_pipeline(serve: Serve, uvloop: bool) -> None:
+    """uvicorn tells the other one only, and asyncio's transport takes what is written after the end."""
+    bus = EventBus(Settings(heartbeat=0.2))
+    served = serve(event_app(bus, authorize=None), bus, http="httptools", uvloop=uvloop)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+        client.sendall(b"GET /event HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+        said = b""
+        while b"server.connected" not in said:
+            said += client.recv(4096)
+    served.until(nobody(bus), "the end of the one that left")
+
+
 @pytest.mark.parametrize(
     ("header", "body"),
     [
