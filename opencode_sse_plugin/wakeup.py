@@ -101,11 +101,6 @@ def new_waiter() -> Waiter:
     return waiters()()
 
 
-def new_bell() -> Bell:
-    """A bell for the running event loop."""
-    return _AsyncioWaiter(asyncio.get_running_loop()) if on_asyncio() else _EventWaiter()
-
-
 def call_soon() -> Callable[[Callable[[], None]], Any]:
     """What calls a function in a later turn of the running event loop, behind the turns of all who are woken now."""
     if on_asyncio():
@@ -129,3 +124,8 @@ def thread_safe_call_soon() -> Callable[[Callable[[], None]], Any]:
     import trio
 
     return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+def new_bell() -> Bell:
+    """A bell for the running event loop."""
+    return _AsyncioWaiter(asyncio.get_running_loop()) if on_asyncio() else _EventWaiter()
