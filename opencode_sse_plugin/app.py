@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -46,13 +46,19 @@ class EventApp:
         self._authorize = authorize
         self._publish = publish
         self._origins = frozenset(origins)
-        routes: list[BaseRoute] = [
-            Route("/event", _Endpoint(self, {"GET": self._event, "HEAD": self._head, "POST": self._post})),
-            Route("/global/event", _Endpoint(self, {"GET": self._global_event, "HEAD": self._head})),
-            Route("/event/status", _Endpoint(self, {"GET": self._status, "HEAD": self._status})),
-            *bus.plugins.routes(bus),
+        prefix = path.rstrip("/")
+        self._own = [
+            Route(f"{prefix}{name}", _Endpoint(self, methods))
+            for name, methods in (
+                ("/event", {"GET": self._event, "HEAD": self._head, "POST": self._post}),
+                ("/global/event", {"GET": self._global_event, "HEAD": self._head}),
+                ("/event/status", {"GET": self._status, "HEAD": self._status}),
+            )
         ]
-        self.routes: list[BaseRoute] = [_Prefix(path.rstrip("/"), routes=routes)] if path.rstrip("/") else routes
+        others: list[BaseRoute] = list(bus.plugins.routes(bus))
+        if prefix and others:
+            others = [_Prefix(prefix, routes=others)]
+        self.routes: list[BaseRoute] = [*self._own, *others]
         self._router = Router(routes=self.routes, redirect_slashes=False)
 
     def serves(self, scope: Scope) -> bool:
@@ -60,10 +66,20 @@ class EventApp:
         return _any_matches(self.routes, scope)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.answer(scope, receive, send)
+
+    def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """What to await. Not a coroutine, and ours are not left to the router: the frames of both would be kept as long
+        as a stream, a kilobyte for each."""
         if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        else:
-            await self._router(scope, receive, send)
+            return self._lifespan(receive, send)
+        for route in self._own:
+            if route.matches(scope)[0] is Match.FULL:
+                # As the router does, but for parameters of the path, since ours have none.
+                scope.update(route=route, endpoint=route.endpoint)
+                scope.setdefault("router", self._router)
+                return route.app(scope, receive, send)
+        return self._router(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -199,23 +215,34 @@ class _Endpoint:
         self._methods = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self._methods.get(scope["method"])
-        response: ASGIApp
+        response = await self._response(Request(scope, receive, send))
         try:
-            if handler is None:
-                raise Reject(405, f"{scope['method']} is not served here", {"Allow": ", ".join(self._methods)})
-            if not self._app.bus.running:
-                await _first_use(self._app.bus)
-            response = await handler(Request(scope, receive, send))
-        except Reject as refusal:
-            response = JSONResponse({"error": refusal.detail}, refusal.status, refusal.headers)
-        except InvalidFilter as error:
-            response = JSONResponse({"error": str(error), "parameter": error.parameter}, 400)
-        try:
-            await response(scope, receive, send)
+            if not isinstance(response, EventStreamResponse) or not response.can_be_stepped(scope, send):
+                await response(scope, receive, send)
+                return
+            try:
+                while await response.give(scope, send):
+                    await response.subscription.news()
+                response.finish(scope, send)
+            finally:
+                response.close()
         except RuntimeError:
             if not is_closed(scope.get(OWN_SEND, send)):
                 raise
+
+    async def _response(self, request: Request) -> ASGIApp:
+        handler = self._methods.get(request.method)
+        try:
+            if handler is None:
+                raise Reject(405, f"{request.method} is not served here", {"Allow": ", ".join(self._methods)})
+            if not self._app.bus.running:
+                await _first_use(self._app.bus)
+            response: ASGIApp = await handler(request)
+            return response
+        except Reject as refusal:
+            return JSONResponse({"error": refusal.detail}, refusal.status, refusal.headers)
+        except InvalidFilter as error:
+            return JSONResponse({"error": str(error), "parameter": error.parameter}, 400)
 
 
 async def _first_use(bus: EventBus) -> None:

@@ -45,7 +45,7 @@ from .stores.memory import open_memory
 from .stores.redis import SCHEMES as REDIS_SCHEMES
 from .stores.redis import open_redis
 from .stores.sqlite import open_sqlite
-from .subscriber import Grant, Mode, Start, Subscriber
+from .subscriber import AT_HEAD, Grant, Mode, Start, Subscriber
 from .subscription import Services, Subscription
 from .wakeup import on_asyncio
 
@@ -53,7 +53,6 @@ logger = logging.getLogger("opencode_sse")
 Chunk = TypeVar("Chunk")
 
 State = Literal["new", "running", "draining", "closed"]
-_AT_HEAD: Final = Start()
 _COUNTERS: Final = ("attached", "rejected", "overflows", "delivered", "dropped", "merged")
 _FINISH_PUBLISHES: Final = 1.0
 _FINISH_PLUGINS: Final = 5.0
@@ -104,6 +103,7 @@ class EventBus:
         if found:
             plugins.publish_errors = self.settings.publish_errors
             plugins.disable(self.settings.disabled_plugins)
+        self._limits = Limits(self.settings.queue_max, self.settings.queue_max_bytes)
         self.policies = PolicyRegistry()
         self.stores = StoreRegistry()
         self.delivery = DeliveryClasses()
@@ -189,8 +189,7 @@ class EventBus:
         self._drain_asked = anyio.Event()
         self._watching = False
         settings = self.settings
-        limits = Limits(settings.queue_max, settings.queue_max_bytes)
-        self.log = Log(self.store, limits, self._moved, self._woken)
+        self.log = Log(self.store, self._limits, self._moved, self._woken)
         await self.log.open()
         if self.store.kind == "memory" and has_siblings():
             logger.warning(_APART)
@@ -409,7 +408,7 @@ class EventBus:
         :raises Reject: if a plugin refuses. :raises BusClosed: if the bus does not run.
         :raises ConfigurationError: for an unknown policy or parameter, or limits that are none.
         """
-        start, mode = Start(), "live"
+        start, mode = AT_HEAD, "live"
         if after is not None:
             mode = "resume"
             cursor = Cursor(None, after) if isinstance(after, int) else Cursor.parse(after)
@@ -436,7 +435,7 @@ class EventBus:
         grant: Grant,
         *,
         mode: Mode = "live",
-        start: Start = _AT_HEAD,
+        start: Start = AT_HEAD,
         snapshot: bool = False,
         sees_abort: bool = True,
     ) -> Subscriber:
@@ -445,7 +444,7 @@ class EventBus:
             id=uuid.uuid4().hex[:12],
             route=route,
             filter=grant.filter & filter,
-            limits=Limits(self.settings.queue_max, self.settings.queue_max_bytes),
+            limits=self._limits,
             grant=grant,
             mode=mode,
             start=start,

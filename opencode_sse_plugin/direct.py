@@ -4,9 +4,9 @@ A reader that waits costs a future, a handle and a task switch per wake-up, whic
 its server frames the same bytes once for each reader. Here the frame of HTTP/1.1 is put around a chunk once for all,
 and what is left per reader is one call of its transport's ``write``.
 
-Only where the app holds a server's own, unwrapped ``send``, whose code is known to do no more with a chunk than that,
-and only while the server says that it would not make ``send`` wait. Everywhere else the plain path in ``response`` does
-the same.
+Only where the app holds a server's own ``send``, unwrapped or behind what is known to pass chunks on as they are, whose
+code is known to do no more with a chunk than that, and only while the server says that it would not make ``send`` wait.
+Everywhere else the plain path in ``response`` does the same.
 """
 
 from __future__ import annotations

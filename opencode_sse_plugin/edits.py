@@ -10,7 +10,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .channel import Channel, Chunk
 from .delivery import DeliveryClasses
@@ -261,3 +261,7 @@ class Edits:
             else:
                 joined.append(skipped)
         self._skips = joined
+
+
+#: Shared by all about whose events nothing was decided: nearly everyone, nearly always.
+UNDECIDED: Final = Edits()

@@ -105,12 +105,13 @@ def _wrap_stack(app: Starlette, around: Callable[[ASGIApp], ASGIApp]) -> None:
         app.middleware_stack = around(app.middleware_stack)
 
 
-def _with_cors(app: Starlette, events: ASGIApp) -> ASGIApp:
+def _with_cors(app: Starlette, events: EventApp) -> ASGIApp:
+    served: ASGIApp = events.answer
     for middleware in reversed(app.user_middleware):
         if isinstance(middleware.cls, type) and issubclass(middleware.cls, CORSMiddleware):
             wrap: Callable[..., ASGIApp] = middleware.cls
-            events = wrap(events, *middleware.args, **middleware.kwargs)
-    return events
+            served = wrap(served, *middleware.args, **middleware.kwargs)
+    return served
 
 
 def _warning_of_middleware(app: Starlette, around: Callable[[ASGIApp], ASGIApp]) -> Callable[[ASGIApp], ASGIApp]:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from .errors import InvalidFilter
 from .events import Cursor, parse_seq, valid_epoch
 from .filters import Filter
-from .subscriber import Mode, Start
+from .subscriber import AT_HEAD, Mode, Start
 
 DIRECTORY_HEADER = "x-opencode-directory"
 
@@ -37,7 +37,7 @@ def read_parameters(request: Request) -> Reading:
     after_seq = query.get("after_seq")
     follow = _flag(request, "follow")
     mode: Mode = "live"
-    start = Start()
+    start = AT_HEAD
     if last_event_id:
         mode = "terminal" if after_seq is not None and not follow else "resume"
         start = Start(Cursor.parse(last_event_id), requested=last_event_id)

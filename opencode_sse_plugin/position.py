@@ -16,7 +16,7 @@ from .account import Loss
 from .channel import BATCH_BYTES, Batch, Channel, Page
 from .clock import Clock
 from .delivery import DeliveryClasses
-from .edits import Cause, Edits
+from .edits import UNDECIDED, Cause, Edits
 from .events import Event, StoredEvent
 from .frames import Envelope
 from .log import Log
@@ -104,10 +104,12 @@ class Position(Generic[Chunk]):
         self.overtaken: Counter[str] | None = None
         self._log = services.log
         self._channel: Channel[Chunk] = self._log.channels.get(subscriber.filter, envelope, self._log.head)
+        subscriber.filter = self._channel.filter  # An equal one, kept once for all who share it.
         self._live = False
-        self._edits = Edits()
+        self._edits = UNDECIDED
         self._loss: Loss | None = None
-        self._outbox: list[Chunk] = []
+        #: What is given before anything else; a list only while there is something.
+        self._outbox: list[Chunk] | None = None
         self._stop: int | None = None
         self._classes_until = 0
         self._expired: str | None = None
@@ -362,7 +364,7 @@ class Position(Generic[Chunk]):
     def set_policy(self, policy: OverflowPolicy) -> None:
         """Put another policy in charge from now on: what was lost is told first, what was folded comes as it was."""
         if (lagged := self._take_loss()) is not None:
-            self._outbox.append(lagged)
+            self._put(lagged)
         self._edits.unfold()
         self.subscriber.policy = policy
         self._blocks = getattr(policy, "blocks", False)
@@ -408,6 +410,8 @@ class Position(Generic[Chunk]):
         """Ask the policy, and do as it says."""
         channel, subscriber = self._channel, self.subscriber
         cause = Cause(exceeded, lag, self._policy_name)
+        if self._edits is UNDECIDED:
+            self._edits = Edits()
         outcome = self._edits.decide(
             subscriber.policy, self._backlog(lag), self.services.policies, channel, self.index, cause
         )
@@ -423,7 +427,7 @@ class Position(Generic[Chunk]):
             loss.add_all(channel.between(self.index, channel.total))
             self.dropped += loss.dropped - before
             self._loss = None
-            self._outbox.append(self._lagged(loss, "reconnect"))
+            self._put(self._lagged(loss, "reconnect"))
             self.ending, self.reason = "abort", "overflow"
         self.services.counters["overflows"] += 1
         self.services.plugins.subscriber_overflow(subscriber, outcome)
@@ -438,4 +442,10 @@ class Position(Generic[Chunk]):
         return self.envelope.control(event, None if id is None else f"{self._log.epoch}:{id}", retry)
 
     def _say(self, type: str, properties: dict[str, Any] | None = None, *, id: int | None) -> None:
-        self._outbox.append(self._control(type, properties, id))
+        self._put(self._control(type, properties, id))
+
+    def _put(self, chunk: Chunk) -> None:
+        """Have a chunk given before anything else, behind those that are already."""
+        if self._outbox is None:
+            self._outbox = []
+        self._outbox.append(chunk)

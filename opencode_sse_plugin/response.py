@@ -1,13 +1,15 @@
-"""The one place that calls ASGI ``send`` for a stream: pumps a subscription's chunks to the server."""
+"""The one place that calls ASGI ``send`` for a stream: hands a subscription's chunks to the server."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from . import direct, transport
+from . import direct, hangup, transport
 from .bus import EventBus
 from .frames import HEADERS
 from .subscription import Subscription
@@ -25,14 +27,23 @@ class EventStreamResponse:
 
     It ends cleanly only where the client is not meant to come back; else it returns without the final body message,
     which servers turn into an abort, since SDKs reconnect after nothing else.
+
+    Where it :meth:`can_be_stepped`, a caller keeps no frame but its own while the stream waits::
+
+        while await response.give(scope, send):
+            await response.subscription.news()
+        response.finish(scope, send)
     """
+
+    __slots__ = ("_begun", "_hangup", "bus", "subscription")
 
     def __init__(self, bus: EventBus, subscription: Subscription[bytes]) -> None:
         self.bus = bus
         self.subscription = subscription
+        self._begun = False
+        self._hangup: hangup.Hangup | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        subscription = self.subscription
         servers_own = scope.get(transport.OWN_SEND, send)
         stopping = transport.stopping(servers_own)
         if stopping is not None:
@@ -45,29 +56,51 @@ class EventStreamResponse:
                     patience = _UNWINDS if transport.abort(scope, servers_own) else 0
                     tasks.cancel_scope.deadline = anyio.current_time() + patience
 
-                subscription.on_cut = cut
-                if direct.supports(scope, send):
-                    subscription.write = direct.Writer(send)
                 tasks.start_soon(self._listen, receive)
-                await self._pump(send, servers_own)
+                while await self.give(scope, send, cut):
+                    await self.subscription.news()
                 tasks.cancel_scope.cancel()
-            if subscription.ending == "abort":
-                # What is in the server's hands by now is taken soon, or never: a server may wait for that for ever.
-                patience = _DRAINED if subscription.reason == "drain" else self.bus.settings.write_timeout
-                transport.abort_after(patience, scope, servers_own)
+            self.finish(scope, send)
         finally:
-            self.bus.detach(subscription)
+            self.close()
 
-    async def _pump(self, send: Send, servers_own: Send) -> None:
+    def can_be_stepped(self, scope: Scope, send: Send) -> bool:
+        """Whether it notices without a task that its client leaves, and a write ends with the connection. From then on
+        it does, until it is closed."""
+        behind = transport.unwrapped(send)
+        if direct.supports(scope, behind) and hangup.can_tell(behind):
+            self._hangup = hangup.Hangup(behind, self.subscription)
+            self.subscription.wait_at(self._hangup)
+        return self._hangup is not None
+
+    async def give(self, scope: Scope, send: Send, cut: Callable[[], object] | None = None) -> bool:
+        """Send what there is.
+
+        :param cut: gets it out of a write; the end of the connection does, if not given.
+        :return: whether more may come.
+        """
         subscription = self.subscription
-        chunk = await subscription.next()
-        write = None  # The first chunk goes the way of the headers.
+        servers_own = scope.get(transport.OWN_SEND, send)
+        subscription.on_cut = cut or partial(transport.abort, scope, servers_own)
+        if self._hangup is not None and transport.is_closed(servers_own):
+            # Of requests in a pipeline uvicorn tells the newest alone that the client left.
+            subscription.end("client")
         try:
-            await send({**_START, "headers": list(HEADERS)})
+            chunk = await subscription.look()
+            if not self._begun:
+                self._begun = True
+                await send({**_START, "headers": list(HEADERS)})
+                if chunk is not None:  # The first chunk goes the way of the headers.
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    chunk = await subscription.look()
+                behind = transport.unwrapped(send)
+                if direct.supports(scope, behind):
+                    subscription.write = direct.Writer(behind)
+            write = subscription.write
             while chunk is not None:
                 if write is None or not write(chunk):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                chunk, write = await subscription.next(), subscription.write
+                chunk = await subscription.look()
             if subscription.ending == "clean":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (OSError, RuntimeError) as error:
@@ -75,6 +108,22 @@ class EventStreamResponse:
             if isinstance(error, RuntimeError) and not transport.is_closed(servers_own):
                 raise
             subscription.end("client")
+        finally:
+            subscription.on_cut = None
+        return subscription.ending is None
+
+    def finish(self, scope: Scope, send: Send) -> None:
+        """The stream has ended, and what is not in the client's hands by now is taken soon, or never: a server may wait
+        for that for ever."""
+        if self.subscription.ending == "abort":
+            patience = _DRAINED if self.subscription.reason == "drain" else self.bus.settings.write_timeout
+            transport.abort_after(patience, scope, scope.get(transport.OWN_SEND, send))
+
+    def close(self) -> None:
+        """Give everything back, however the stream ended."""
+        self.bus.detach(self.subscription)
+        if self._hangup is not None:
+            self._hangup.stop()
 
     async def _listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

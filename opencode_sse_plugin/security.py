@@ -35,7 +35,7 @@ class BasicPassword:
         if not password:
             raise ValueError("an empty password lets everybody in; use authorize=None to say so")
         self._expected = f"{username}:{password}".encode()
-        self._username = username
+        self._grant = Grant.everything(username)
 
     def __call__(self, request: Request) -> Grant:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -48,7 +48,7 @@ class BasicPassword:
         # Constant time: the time of a comparison must not tell how much of a guess was right.
         if not hmac.compare_digest(given, self._expected):
             raise Reject(401, "a password is needed", _CHALLENGE)
-        return Grant.everything(self._username)
+        return self._grant
 
 
 def is_loopback(host: str) -> bool:
@@ -114,5 +114,5 @@ class LoopbackGuard:
             if origin is not None and origin not in self._origins and not is_loopback(_hostname(origin)):
                 response = JSONResponse({"error": f"origin {origin!r} is not allowed", "parameter": "origin"}, 403)
                 return await response(scope, receive, send)
-            scope = {**scope, OWN_SEND: send}
+            scope[OWN_SEND] = send
         await self._app(scope, receive, send)

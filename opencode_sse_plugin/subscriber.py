@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from .events import Cursor, Event, StoredEvent, check_event
 from .filters import Filter
@@ -34,7 +34,10 @@ class Grant:
     @classmethod
     def everything(cls, caller: str = "") -> Grant:
         """See all, publish, for ever."""
-        return cls(caller, Filter(), may_publish=True)
+        return cls(caller, may_publish=True) if caller else _EVERYTHING
+
+
+_EVERYTHING: Final = Grant(may_publish=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ class Start:
     cursor: Cursor | None = None
     classes: frozenset[str] | None = None
     requested: str | None = None
+
+
+#: The start of whoever has no cursor.
+AT_HEAD: Final = Start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class Subscriber:
     limits: Limits
     grant: Grant = field(default_factory=Grant.everything)
     mode: Mode = "live"
-    start: Start = Start()
+    start: Start = AT_HEAD
     snapshot: bool = False
     sees_abort: bool = True
     since: float = 0.0

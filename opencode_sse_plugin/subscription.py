@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
 from . import cursors, frames
-from .edits import Edits
+from .edits import UNDECIDED
 from .frames import Envelope
 from .overflow import Limits
 from .position import Chunk, Ending, Position, Services
 from .stores import Bounds
 from .subscriber import Snapshot, Subscriber
-from .wakeup import new_waiter
+from .wakeup import Bell, new_bell
 
 __all__ = ["Services", "Subscription"]
 
@@ -27,11 +27,11 @@ class Subscription(Position[Chunk]):
     """One stream, from its first frame to its end."""
 
     __slots__ = (
+        "_bell",
         "_now",
         "_slow",
         "_started",
         "_told_epoch",
-        "_waiter",
         "_waiting",
         "_warned",
         "drain_now",
@@ -54,14 +54,14 @@ class Subscription(Position[Chunk]):
         self.drain_now = False
         #: Set by a pump: writes a chunk at once, in its place; ``False`` if only the pump can.
         self.write: Callable[[Chunk], bool] | None = None
-        #: Set by a pump: gets it out of a write that may never return.
-        self.on_cut: Callable[[], None] | None = None
+        #: Set by a pump that is busy: gets it out of a write that may never return.
+        self.on_cut: Callable[[], object] | None = None
         self._waiting = False
         self._told_epoch = self._log.epoch
         self._slow = False
         self._warned = False
         self._started = False
-        self._waiter = new_waiter()
+        self._bell = new_bell()
         self._log.follow(self, subscriber.limits)
         self._log.blocking.set(self, self._blocks)
 
@@ -72,14 +72,42 @@ class Subscription(Position[Chunk]):
 
         :return: ``None`` at the end; ``ending`` then says how to end the body.
         """
+        while True:
+            chunk = await self.look()
+            if chunk is not None or self.ending is not None:
+                return chunk
+            await self.news()
+
+    async def look(self) -> Chunk | None:
+        """The next chunk, as far as there is one.
+
+        :return: ``None`` at the end, and where nothing is left but to wait for :meth:`news`.
+        """
         if self.writing_since is not None:
             self._written()
+        else:
+            self._stop_waiting()
         chunk = self.quick()
         if chunk is None:
             chunk = await self._next()
         if chunk is not None:
             self.given()
         return chunk
+
+    def news(self) -> Awaitable[object]:
+        """What to wait for before the next look: at once after one that found nothing, since otherwise what came in
+        between could be missed. Not a coroutine, so that nothing is kept for one that waits for long."""
+        if self._live:
+            self._channel.waiting[self] = None
+        else:
+            self._log.wake_at_head(self)
+        # Where what comes next is not just the next events, only the pump can tell.
+        self._waiting = self._live and not self._edits
+        return self._bell.woken()
+
+    def wait_at(self, bell: Bell) -> None:
+        """Have a pump woken there."""
+        self._bell = bell
 
     def quick(self) -> Chunk | None:
         """What a reader that keeps up gets, at once; ``None`` where there is nothing, or anything else to think of."""
@@ -125,7 +153,7 @@ class Subscription(Position[Chunk]):
             await self._open()
         while True:
             if self._outbox:
-                return self._outbox.pop(0)
+                return self._first_put()
             if self.ending is not None:
                 return None
             if self._expired is not None:
@@ -154,7 +182,14 @@ class Subscription(Position[Chunk]):
                 if self._log.aged(self.last_id):
                     return self._heartbeat()
                 self._log.bookmark(self.last_id)
-            await self._wait()
+            return None
+
+    def _first_put(self) -> Chunk:
+        assert self._outbox
+        chunk = self._outbox.pop(0)
+        if not self._outbox:
+            self._outbox = None
+        return chunk
 
     def _must_tell_where(self) -> bool:
         """Whether a long search through pages without a match has been silent for too long."""
@@ -162,21 +197,9 @@ class Subscription(Position[Chunk]):
             return False  # Its ``id:`` would acknowledge what was not told yet.
         return self.heartbeat_due and self._stop is None and self.subscriber.mode != "terminal"
 
-    async def _wait(self) -> None:
-        if self._live:
-            self._channel.waiting[self] = None
-        else:
-            self._log.wake_at_head(self)
-        # Where what comes next is not just the next events, only the pump can tell.
-        self._waiting = self._live and not self._edits
-        try:
-            await self._waiter.wait()
-        finally:
-            self._stop_waiting()
-
     async def _turn(self) -> None:
         self._log.wake_for_page(self)
-        await self._waiter.wait()
+        await self._bell.woken()
 
     def _stop_waiting(self) -> None:
         self._waiting = False
@@ -212,7 +235,7 @@ class Subscription(Position[Chunk]):
         """Let a waiting pump look again. From here on it is the pump's: two writers must never meet."""
         if self._waiting:
             self._stop_waiting()
-        self._waiter.wake()
+        self._bell.wake()
 
     def close(self) -> None:
         """Give everything back; the pump is gone."""
@@ -227,7 +250,7 @@ class Subscription(Position[Chunk]):
         """End without another frame."""
         if self.ending is None:
             self.ending, self.reason = ending, reason
-            self._outbox.clear()
+            self._outbox = None
             self.wake()
 
     # What others ask.
@@ -332,7 +355,7 @@ class Subscription(Position[Chunk]):
         properties = cursors.expired_at(self._told_epoch, self.position, bounds, reason)
         self._told_epoch = bounds.epoch
         self._go_paging()
-        self._edits = Edits()
+        self._edits = UNDECIDED
         self.limited = self.leveled = False
         self.position = bounds.latest
         self._say(frames.EXPIRED, properties, id=None if snapshot is not None else bounds.latest)
@@ -361,7 +384,7 @@ class Subscription(Position[Chunk]):
         for event in snapshot.events:
             if self.envelope.sees(event):
                 complete = event if event.id else replace(event, id=self.services.new_id())
-                self._outbox.append(self.envelope.control(complete, None, None))
+                self._put(self.envelope.control(complete, None, None))
         self.position = snapshot.at
         self._say(frames.HEARTBEAT, id=self.position)
         return True

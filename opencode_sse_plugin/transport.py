@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Send
 
 from .peers import Peers
@@ -32,6 +33,13 @@ _ADVICE: Final = (
 )
 
 _peers: Final = Peers()
+
+
+def unwrapped(send: Send) -> Send:
+    """The ``send`` behind Starlette's CORS middleware, which changes nothing but the start of a response."""
+    while isinstance(send, partial) and getattr(send.func, "__func__", None) is CORSMiddleware.send:
+        send = send.keywords["send"]
+    return send
 
 
 def abort(scope: Mapping[str, Any], send: Send) -> bool:
@@ -96,7 +104,7 @@ def _reset_when_closed(connection: Any) -> None:
 
 
 def _transport(send: Send) -> asyncio.WriteTransport | None:
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    transport = getattr(getattr(unwrapped(send), "__self__", None), "transport", None)
     # By what it can do: uvloop's transports are not instances of asyncio's.
     able = callable(getattr(transport, "abort", None)) and callable(getattr(transport, "is_closing", None))
     return transport if able else None

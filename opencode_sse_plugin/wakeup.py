@@ -6,7 +6,7 @@ asyncio gets bare futures, which cost a tenth of an ``anyio.Event``; any other l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +20,13 @@ class Waiter(Protocol):
     async def wait(self) -> None: ...
 
 
+class Bell(Protocol):
+    """A place to wait without a coroutine that would be kept meanwhile. ``wake`` before ``woken`` is not lost."""
+
+    def wake(self) -> None: ...
+    def woken(self) -> Awaitable[object]: ...
+
+
 class _AsyncioWaiter:
     __slots__ = ("_future", "_loop", "_woken")
 
@@ -30,10 +37,15 @@ class _AsyncioWaiter:
 
     def wake(self) -> None:
         future = self._future
-        if future is None:
+        if future is None or future.done():
             self._woken = True
-        elif not future.done():
+        else:
             future.set_result(None)
+
+    def woken(self) -> Awaitable[object]:
+        self._future = woken_future(self._loop, self._woken)
+        self._woken = False
+        return self._future
 
     async def wait(self) -> None:
         if not self._woken:
@@ -88,9 +100,20 @@ class _EventWaiter:
     def wake(self) -> None:
         self._event.set()
 
+    def woken(self) -> Awaitable[object]:
+        return self.wait()
+
     async def wait(self) -> None:
         await self._event.wait()
         self._event = anyio.Event()
+
+
+def woken_future(loop: asyncio.AbstractEventLoop, woken: bool) -> asyncio.Future[None]:
+    """A future for the next wake; a wake that has come already is one."""
+    future: asyncio.Future[None] = loop.create_future()
+    if woken:
+        future.set_result(None)
+    return future
 
 
 def on_asyncio() -> bool:
@@ -135,3 +158,8 @@ def thread_safe_call_soon() -> Callable[[Callable[[], None]], Any]:
     import trio
 
     return trio.lowlevel.current_trio_token().run_sync_soon
+
+
+def new_bell() -> Bell:
+    """A bell for the running event loop."""
+    return _AsyncioWaiter(asyncio.get_running_loop()) if on_asyncio() else _EventWaiter()

@@ -147,16 +147,16 @@ def _listen(host: str, port: int, write_timeout: float) -> socket.socket:
 
 def _app(bus: EventBus, options: argparse.Namespace, password: str) -> ASGIApp:
     authorize = BasicPassword(password, os.environ.get(USERNAME) or "opencode") if password else None
-    events: ASGIApp = event_app(bus, authorize=authorize, publish=True, origins=options.allow_origin)
-    events = CORSMiddleware(
-        events,
+    events = event_app(bus, authorize=authorize, publish=True, origins=options.allow_origin)
+    served = CORSMiddleware(
+        events.answer,
         allow_origins=options.allow_origin,
         allow_origin_regex=r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?",
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
     )
     hosts = [options.host, *options.allow_host]
-    return LoopbackGuard(events, hosts=hosts, origins=options.allow_origin, addresses=not is_loopback(options.host))
+    return LoopbackGuard(served, hosts=hosts, origins=options.allow_origin, addresses=not is_loopback(options.host))
 
 
 async def _serve(

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -125,8 +126,14 @@ class Server:
 
     def memory(self) -> int:
         """Resident bytes of the process that serves."""
-        pages = int(Path(f"/proc/{self.status()['pid']}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    @cached_property
+    def _pid(self) -> int:
+        # Asked for once: a status of thousands of subscribers takes memory itself.
+        pid: int = self.status()["pid"]
+        return pid
 
     def said(self) -> list[str]:
         """What it logged."""

@@ -1,4 +1,4 @@
-"""What subscribers that never read cost: nothing that grows with what is published."""
+"""What subscribers cost: little while they wait, nothing that grows with what is published if they never read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from contextlib import suppress
 from typing import Any
 
 import httpx
+import pytest
 
 from .programs import Server
-from .readers import Stalled
+from .readers import Stalled, ask
 
 Opened = Callable[[Any], Any]
 
 KIB, MIB = 1024, 1024 * 1024
 STALLED = 100
+#: Those who wait, and what each may cost: about 9.5 KB of which are the server's own; a task each would be 4 KB more.
+WAITING, PER_WAITING = 400, 12 * KIB
 RETAIN_EVENTS, RETAIN_BYTES = 10_000, 8 * MIB
 #: Of one socket: what uvicorn lets wait before it says so, and the last batch on top.
 PER_SOCKET = 64 * KIB + 64 * KIB
@@ -105,3 +108,19 @@ def test_a_hundred_that_never_read_beside_one_that_does(opened: Opened) -> None:
     assert all(subscriber["lag"]["events"] > subscriber["limits"]["events"] for subscriber in waiting)
     assert min(server.sockets()[one.port] for one in stalled) > 0
     assert grown <= RETAIN_BYTES + STALLED * PER_SOCKET
+
+
+@pytest.mark.parametrize("name", ["uvicorn-httptools-uvloop", "uvicorn-h11-asyncio", "opencode-sse-serve"])
+def test_those_who_wait_cost_little(opened: Opened, name: str) -> None:
+    server = opened(Server(name, heartbeat=600))
+
+    def come(count: int) -> None:
+        for _ in range(count):
+            reader, said = opened(ask(server.port)), b""
+            while b"server.connected" not in said:
+                said += reader.recv(4096)
+
+    come(20)  # What the first ones load is nobody's.
+    before = server.memory()
+    come(WAITING)
+    assert (server.memory() - before) / WAITING <= PER_WAITING
