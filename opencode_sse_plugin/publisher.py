@@ -17,7 +17,7 @@ from .log import Log
 from .plugins import Plugins
 from .settings import Settings
 from .stores import Appended, Submission
-from .wakeup import Signal, new_waiter, signals
+from .wakeup import Bell, bells, new_bell
 
 #: How much longer than its deadline a store may take to say that it failed, in seconds.
 _GRACE: Final = 1.0
@@ -29,7 +29,7 @@ class _Pending(Submission):
     __slots__ = ("done", "ended", "publisher", "since")
 
     def __init__(
-        self, publisher: Publisher, events: Sequence[StoredEvent], done: Signal | None, since: float = 0.0
+        self, publisher: Publisher, events: Sequence[StoredEvent], done: Bell | None, since: float = 0.0
     ) -> None:
         self.publisher = publisher
         self.events = events
@@ -68,9 +68,9 @@ class Publisher:
         self._submitted: dict[_Pending, float] = {}
         self._buffer: deque[_Pending] = deque()
         self._buffered = 0
-        self._new_signal = signals()
-        self._more = new_waiter()
-        self._unwatched = new_waiter()
+        self._new_bell = bells()
+        self._more = new_bell()
+        self._unwatched = new_bell()
         self._watched = False
         #: Where somebody waits for the buffer to shrink.
         self._less: anyio.Event | None = None
@@ -169,10 +169,10 @@ class Publisher:
                 await log.pace()
             else:
                 break
-        done = self._new_signal()
+        done = self._new_bell()
         pending = _Pending(self, events, done, since)
         self._accept(pending)
-        await done
+        await done.woken()
         if pending.error is not None:
             raise pending.error
         assert pending.appended is not None
@@ -221,7 +221,7 @@ class Publisher:
         """Let publishers go whose store gives no answer, as where its disk hangs, until cancelled."""
         limit = self._settings.publish_deadline + _GRACE
         while True:
-            await self._unwatched.wait()
+            await self._unwatched.woken()
             while self._submitted:
                 pending, since = next(iter(self._submitted.items()))
                 left = since + limit - time.monotonic()
@@ -237,7 +237,7 @@ class Publisher:
     async def run(self) -> None:
         """Bring what is buffered to the store, until cancelled."""
         while True:
-            await self._more.wait()
+            await self._more.woken()
             while self._submitted:  # What the store was handed before comes first.
                 await self._shrunk()
             while self._buffer:

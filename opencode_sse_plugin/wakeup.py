@@ -6,18 +6,11 @@ asyncio gets bare futures, which cost a tenth of an ``anyio.Event``; any other l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
 import anyio
-
-
-class Waiter(Protocol):
-    """One subscriber's place to wait. ``wake`` before ``wait`` is not lost."""
-
-    def wake(self) -> None: ...
-    async def wait(self) -> None: ...
 
 
 class Bell(Protocol):
@@ -27,7 +20,7 @@ class Bell(Protocol):
     def woken(self) -> Awaitable[object]: ...
 
 
-class _AsyncioWaiter:
+class _AsyncioBell:
     __slots__ = ("_future", "_loop", "_woken")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -47,38 +40,8 @@ class _AsyncioWaiter:
         self._woken = False
         return self._future
 
-    async def wait(self) -> None:
-        if not self._woken:
-            self._future = self._loop.create_future()
-            try:
-                await self._future
-            finally:
-                self._future = None
-        self._woken = False
 
-
-class Signal(Protocol):
-    """What one task waits for, once: ``await`` it. ``wake`` before that is not lost, and a second one does nothing."""
-
-    def wake(self) -> None: ...
-    def __await__(self) -> Generator[Any, None, object]: ...
-
-
-class _AsyncioSignal:
-    __slots__ = ("_future",)
-
-    def __init__(self, new_future: Callable[[], asyncio.Future[None]]) -> None:
-        self._future = new_future()
-
-    def wake(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._future.__await__()  # No frame of ours when the task goes on.
-
-
-class _EventSignal:
+class _EventBell:
     __slots__ = ("_event",)
 
     def __init__(self) -> None:
@@ -87,23 +50,7 @@ class _EventSignal:
     def wake(self) -> None:
         self._event.set()
 
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._event.wait().__await__()
-
-
-class _EventWaiter:
-    __slots__ = ("_event",)
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-
-    def wake(self) -> None:
-        self._event.set()
-
-    def woken(self) -> Awaitable[object]:
-        return self.wait()
-
-    async def wait(self) -> None:
+    async def woken(self) -> None:
         await self._event.wait()
         self._event = anyio.Event()
 
@@ -125,14 +72,14 @@ def on_asyncio() -> bool:
     return True
 
 
-def signals() -> Callable[[], Signal]:
-    """What makes signals for the running event loop, which is asked for once: on Python 3.11 that is a system call."""
-    return partial(_AsyncioSignal, asyncio.get_running_loop().create_future) if on_asyncio() else _EventSignal
+def bells() -> Callable[[], Bell]:
+    """What makes bells for the running event loop, which is asked for once: on Python 3.11 that is a system call."""
+    return partial(_AsyncioBell, asyncio.get_running_loop()) if on_asyncio() else _EventBell
 
 
-def new_waiter() -> Waiter:
-    """A waiter for the running event loop."""
-    return _AsyncioWaiter(asyncio.get_running_loop()) if on_asyncio() else _EventWaiter()
+def new_bell() -> Bell:
+    """A bell for the running event loop."""
+    return bells()()
 
 
 def call_soon() -> Callable[[Callable[[], None]], Any]:
@@ -158,8 +105,3 @@ def thread_safe_call_soon() -> Callable[[Callable[[], None]], Any]:
     import trio
 
     return trio.lowlevel.current_trio_token().run_sync_soon
-
-
-def new_bell() -> Bell:
-    """A bell for the running event loop."""
-    return _AsyncioWaiter(asyncio.get_running_loop()) if on_asyncio() else _EventWaiter()

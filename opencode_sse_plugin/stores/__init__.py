@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigurationError
 from ..events import StoredEvent
 from ..settings import Settings
-from ..wakeup import signals
+from ..wakeup import new_bell
 
 
 class Page(NamedTuple):
@@ -199,14 +199,14 @@ class Awaited(Submission):
 
     def __init__(self, events: Sequence[StoredEvent]) -> None:
         super().__init__(events)
-        self._done = signals()()
+        self._done = new_bell()
 
     def settle(self) -> None:
         self._done.wake()
 
     async def outcome(self) -> Appended:
         """Wait for it. :raises Exception: what became of it instead."""
-        await self._done
+        await self._done.woken()
         if self.appended is None:
             raise self.error or AssertionError("settled without an outcome")
         return self.appended

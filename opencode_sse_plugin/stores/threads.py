@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-from ..wakeup import new_waiter
+from ..wakeup import new_bell
 
 Result = TypeVar("Result")
 CallSoon = Callable[[Callable[[], None]], Any]
@@ -29,7 +29,7 @@ class Call(Job, Generic[Result]):
     def __init__(self, work: Callable[[], Result]) -> None:
         self._work = work
         self._error: Exception | None = None
-        self._done = new_waiter()
+        self._done = new_bell()
 
     def run(self) -> None:
         """Call it, in the thread."""
@@ -44,7 +44,7 @@ class Call(Job, Generic[Result]):
 
     async def outcome(self) -> Result:
         """Wait until it was told. :raises Exception: what the function raised."""
-        await self._done.wait()
+        await self._done.woken()
         if self._error is not None:
             raise self._error
         return self._result

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import anyio
 from starlette.types import ASGIApp, Message, Scope
 
-from ..wakeup import new_waiter
+from ..wakeup import new_bell
 
 
 class ClientGone(OSError):
@@ -46,7 +46,7 @@ class Connection:
         self._pipe = bytearray()
         self._changed = anyio.Event()
         # Not an anyio event: a server's send may be stepped outside of any task, and then waits on a bare future.
-        self._room = new_waiter()
+        self._room = new_bell()
         self._error_raised = False
 
     # What the app is given.
@@ -81,7 +81,7 @@ class Connection:
                 while len(self._pipe) > self._window and not self.gone:
                     self.blocked = True
                     self._change()
-                    await self._room.wait()
+                    await self._room.woken()
             finally:
                 self.blocked = False
         if self.gone and self._raise_when_gone:
