@@ -102,6 +102,24 @@ def test_a_reader_that_stops_for_a_while_gets_the_rest_or_is_told(
     assert bool(written) == is_direct
 
 
+def test_a_publisher_that_waits_for_them_goes_on_when_they_were_written_to(
+    serve: Serve, read: Read, server: dict[str, Any], is_direct: bool, written: Counter[bool]
+) -> None:
+    bus = EventBus(Settings(overflow="block?timeout=1m", queue_max=1))
+    served = serve(event_app(bus, authorize=None), bus, **server)
+    readers = [read(f"{served.url}/event") for _ in range(3)]
+    for reader in readers:
+        assert reader.next().type == "server.connected"
+
+    served.call(
+        lambda: [bus.publish_nowait("good", {"n": n}) for n in range(20)]
+    )  # Each has to wait for the one before.
+    served.until(lambda: bus.head == 20, "the last of them")
+    for reader in readers:
+        assert [reader.next().properties["n"] for _ in range(20)] == list(range(20))
+    assert (written[True] > 0) == is_direct
+
+
 def test_a_replay_ends_cleanly_behind_its_last_event(
     serve: Serve, read: Read, server: dict[str, Any], is_direct: bool, written: Counter[bool]
 ) -> None:
