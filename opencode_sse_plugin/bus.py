@@ -27,9 +27,10 @@ from .deliveries import Deliveries
 from .delivery import DeliveryClasses
 from .delivery_table import builtin_delivery_classes
 from .errors import BusClosed, ConfigurationError, Reject
-from .events import Cursor, Event, EventIds, Scope
+from .events import Cursor, Event, Scope
 from .filters import Filter
 from .frames import OBJECT, Delivery, Envelope
+from .ids import event_ids
 from .liveness import Liveness
 from .log import Log
 from .overflow import Limits, OverflowPolicy, PolicyRegistry
@@ -119,7 +120,7 @@ class EventBus:
         self.policies.create(self.settings.overflow)  # A misspelt name fails now, not at the first overflow.
         self.store = store if store is not None else self.stores.create(self.settings.store, self.settings)
         self.clock: Clock = clock or SystemClock()
-        self._ids = EventIds()
+        self._ids = event_ids()
         self._subscriptions: dict[Subscription[Any], None] = {}
         self._state: State = "new"
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -201,7 +202,13 @@ class EventBus:
         )
         self._liveness = Liveness(self.log, settings, self.plugins, self.clock, self._subscriptions)
         self._started_at = time.time()
-        for task in (self.log.show_arrivals, self._publisher.run, self._liveness.run, self._drain_when_asked):
+        for task in (
+            self.log.show_arrivals,
+            self._publisher.run,
+            self._publisher.watch,
+            self._liveness.run,
+            self._drain_when_asked,
+        ):
             tasks.start_soon(task)
         self._state = "running"
         try:

@@ -3,52 +3,72 @@ append takes time."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 import anyio
 
 from .errors import BusClosed, InvalidEvent, PublishBufferFull, StoreUnavailable
-from .events import Event, EventIds, Scope, StoredEvent, check_event, check_parts
+from .events import Event, Scope, StoredEvent, check_event, check_parts, encode_body, session_of
 from .log import Log
 from .plugins import Plugins
 from .settings import Settings
-from .stores import Appended
+from .stores import Appended, Submission
 from .wakeup import Waiter, waiters
 
+#: How much longer than its deadline a store may take to say that it failed, in seconds.
+_GRACE: Final = 1.0
 
-@dataclass(slots=True, eq=False)
-class _Pending:
+
+class _Pending(Submission):
     """A publish on its way to the store."""
 
-    events: Sequence[StoredEvent]
-    #: ``None`` where nobody waits (``publish_nowait``).
-    done: Waiter | None
-    #: When it was published, by the event loop's clock, where somebody might be waited for.
-    since: float
-    appended: Appended | None = None
-    error: Exception | None = None
+    __slots__ = ("_settled", "done", "since")
+
+    def __init__(
+        self,
+        events: Sequence[StoredEvent],
+        done: Waiter | None,
+        settled: Callable[[_Pending], None],
+        since: float,
+    ) -> None:
+        super().__init__(events)
+        #: ``None`` where nobody waits (``publish_nowait``).
+        self.done = done
+        self._settled = settled
+        #: When it was published, by the event loop's clock, where somebody might be waited for.
+        self.since = since
+
+    def settle(self) -> None:
+        self._settled(self)
 
 
 class Publisher:
     """Puts events into the store in call order.
 
-    A store that appends at once is called directly; for any other, all that waits goes into one append, so that many
+    A store that appends at once is called directly, and one that groups by itself is handed each publish as it comes.
+    For any other, and while a subscriber may hold publishers back, all that waits goes into one append, so that many
     publishers share one commit.
     """
 
-    def __init__(self, log: Log, plugins: Plugins, settings: Settings, new_id: EventIds) -> None:
+    def __init__(self, log: Log, plugins: Plugins, settings: Settings, new_id: Callable[[], str]) -> None:
         self._log = log
         self._plugins = plugins
         self._settings = settings
         self._new_id = new_id
         self._append_now = getattr(log.store, "append_now", None)
+        self._submit = getattr(log.store, "submit", None)
+        #: What the store was handed, oldest first, and when, by ``time.monotonic``.
+        self._submitted: dict[_Pending, float] = {}
         self._buffer: deque[_Pending] = deque()
         self._buffered = 0
         self._new_waiter = waiters()
         self._more = self._new_waiter()
+        self._unwatched = self._new_waiter()
+        self._watched = False
         #: Where somebody waits for the buffer to shrink.
         self._less: anyio.Event | None = None
         self.published = self.duplicates = self.vetoed = 0
@@ -106,7 +126,13 @@ class Publisher:
         if self._plugins.publishes:
             return self.prepare(Event(type, properties, id, directory, project, workspace, scope))
         check_parts(type, properties, id, directory, project, workspace, scope)
-        stored = StoredEvent.of_parts(type, properties, id or self._new_id(), directory, project, workspace, scope)
+        made = id or self._new_id()
+        body: dict[str, Any] = {"id": made, "type": type}
+        if properties is not None:
+            body["properties"] = properties
+        session = session_of(type, properties)
+        # Without an Event, which costs more than its JSON.
+        stored = StoredEvent(0, made, type, session, directory, project, workspace, scope, encode_body(body))
         stored.unseen = not id
         if len(stored.payload) > self._settings.max_event_bytes:
             raise self._too_large(stored, 0)
@@ -132,11 +158,16 @@ class Publisher:
                 await self._log.pace()
             return appended
         since = self._since()
-        while self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
-            await self._shrunk()
+        while True:
+            if self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
+                await self._shrunk()
+            elif self._submit is not None and self._log.waiting:
+                await self._log.pace()
+            else:
+                break
         done = self._new_waiter()
-        pending = _Pending(events, done, since)
-        self._enqueue(pending)
+        pending = _Pending(events, done, self._settle, since)
+        self._accept(pending)
         await done.wait()
         if pending.error is not None:
             raise pending.error
@@ -148,42 +179,71 @@ class Publisher:
 
         :raises PublishBufferFull: if too much is waiting already; nothing was accepted.
         """
-        if self._buffered + self._log.waiting + len(events) > self._settings.publish_buffer:
+        waiting = self._buffered + self._log.waiting
+        if waiting and waiting + len(events) > self._settings.publish_buffer:
             raise PublishBufferFull(
-                f"{self._buffered + self._log.waiting} events wait already (publish_buffer is "
-                f"{self._settings.publish_buffer}); await publish() to wait for room"
+                f"{waiting} events wait already (publish_buffer is {self._settings.publish_buffer}); await publish() "
+                "to wait for room"
             )
         if self._append_now is not None and not self._buffer and not self._log.blocking:
             self._stored(events, self._append_now(events))
         else:
-            self._enqueue(_Pending(events, None, self._since()))
+            self._accept(_Pending(events, None, self._settle, self._since()))
 
     def _since(self) -> float:
         return anyio.current_time() if self._log.blocking else 0.0
 
-    def _enqueue(self, pending: _Pending) -> None:
-        self._buffer.append(pending)
+    def _accept(self, pending: _Pending) -> None:
         self._buffered += len(pending.events)
-        self._more.wake()
+        if self._submit is None or self._buffer or self._log.blocking:
+            self._buffer.append(pending)
+            self._more.wake()
+            return
+        self._submitted[pending] = time.monotonic()
+        try:
+            self._submit(pending)
+        except BaseException:
+            del self._submitted[pending]
+            self._buffered -= len(pending.events)
+            raise
+        if not self._watched:
+            self._watched = True
+            self._unwatched.wake()
 
     async def _shrunk(self) -> None:
         if self._less is None:
             self._less = anyio.Event()
         await self._less.wait()
 
+    async def watch(self) -> None:
+        """Let publishers go whose store gives no answer, as where its disk hangs, until cancelled."""
+        limit = self._settings.publish_deadline + _GRACE
+        while True:
+            await self._unwatched.wait()
+            while self._submitted:
+                pending, since = next(iter(self._submitted.items()))
+                left = since + limit - time.monotonic()
+                if left > 0:
+                    await anyio.sleep(left)
+                else:
+                    pending.error = StoreUnavailable(
+                        f"the event store gave no answer within {limit:g} s; whether it was stored is not known"
+                    )
+                    self._settle(pending)
+            self._watched = False
+
     async def run(self) -> None:
         """Bring what is buffered to the store, until cancelled."""
         while True:
             await self._more.wait()
+            while self._submitted:  # What the store was handed before comes first.
+                await self._shrunk()
             while self._buffer:
                 taken = await self._with_room() if self._log.blocking else tuple(self._buffer)
                 await self._flush(taken)
-                for _ in taken:
+                for pending in taken:
                     self._buffer.popleft()
-                self._buffered -= sum(len(pending.events) for pending in taken)
-                if self._less is not None:
-                    self._less.set()
-                    self._less = None
+                    self._end(pending)
                 if self._log.waiting:
                     await self._log.pace()
 
@@ -209,29 +269,38 @@ class Publisher:
     async def _flush(self, taken: Sequence[_Pending]) -> None:
         events = [event for pending in taken for event in pending.events]
         try:
-            appended = await self._log.store.append(events)
+            seqs, duplicates = await self._log.store.append(events)
         except Exception as error:
-            self._fail(taken, error)
+            for pending in taken:
+                pending.error = error
             return
-        self._stored(events, appended)
         at = 0
         for pending in taken:
-            seqs = appended.seqs[at : at + len(pending.events)]
+            own = seqs[at : at + len(pending.events)]
             at += len(pending.events)
             known = 0
-            if appended.duplicates:
-                known = sum(event.seq != seq for event, seq in zip(pending.events, seqs, strict=True))
-            pending.appended = Appended(seqs, known)
-            if pending.done is not None:
-                pending.done.wake()
+            if duplicates:
+                known = sum(event.seq != seq for event, seq in zip(pending.events, own, strict=True))
+            pending.appended = Appended(own, known)
 
-    def _fail(self, taken: Sequence[_Pending], error: Exception) -> None:
-        for pending in taken:
-            if pending.done is None:
-                self._plugins.publish_failed([event.event for event in pending.events], error)
-            else:
-                pending.error = error
-                pending.done.wake()
+    def _settle(self, pending: _Pending) -> None:
+        """The store has told what became of a publish, unless nobody waits for that any more."""
+        if pending in self._submitted:
+            del self._submitted[pending]
+            self._end(pending)
+
+    def _end(self, pending: _Pending) -> None:
+        self._buffered -= len(pending.events)
+        if self._less is not None:
+            self._less.set()
+            self._less = None
+        if pending.appended is not None and pending.error is None:
+            self._stored(pending.events, pending.appended)
+        elif pending.done is None:
+            assert pending.error is not None
+            self._plugins.publish_failed([event.event for event in pending.events], pending.error)
+        if pending.done is not None:
+            pending.done.wake()
 
     def _stored(self, events: Sequence[StoredEvent], appended: Appended) -> None:
         seqs, duplicates = appended
@@ -250,7 +319,10 @@ class Publisher:
                 await self._shrunk()
             await self._log.pace()
             return
-        self._fail(tuple(self._buffer), StoreUnavailable("the bus is draining and the store did not answer in time"))
+        for pending in (*self._submitted, *self._buffer):
+            pending.error = StoreUnavailable("the bus is draining and the store did not answer in time")
+            self._end(pending)
+        self._submitted.clear()
 
 
 def closed() -> BusClosed:

@@ -14,7 +14,8 @@ import anyio
 
 from ..bus import EventBus
 from ..errors import InvalidEvent, SSEPluginError, StoreUnavailable
-from ..events import EventIds, StoredEvent
+from ..events import StoredEvent
+from ..ids import event_ids
 from ..log import Log
 from ..overflow import Limits
 from ..plugins import Plugins
@@ -73,7 +74,7 @@ async def bring_in(bus: EventBus, lines: IO[bytes], from_line: int, progress: Pr
     store, settings = bus.store, bus.settings
     log = Log(store, Limits(settings.queue_max, settings.queue_max_bytes), _nothing, _nothing)
     total = 0
-    for batch in _batches(lines, from_line, Publisher(log, Plugins(discover=False), settings, EventIds()), settings):
+    for batch in _batches(lines, from_line, Publisher(log, Plugins(discover=False), settings, event_ids()), settings):
         total = batch.line
     if not total:
         return Imported(0, 0, 0, 0, "", None, None)
@@ -84,7 +85,7 @@ async def bring_in(bus: EventBus, lines: IO[bytes], from_line: int, progress: Pr
         imported = duplicates = dropped = 0
         first = last = None
         try:
-            for batch in _batches(lines, from_line, Publisher(log, bus.plugins, settings, EventIds()), settings):
+            for batch in _batches(lines, from_line, Publisher(log, bus.plugins, settings, event_ids()), settings):
                 appended = await store.append(batch.events)
                 duplicates += appended.duplicates
                 for event, seq in zip(batch.events, appended.seqs, strict=True):

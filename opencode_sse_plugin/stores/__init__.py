@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigurationError
 from ..events import StoredEvent
 from ..settings import Settings
+from ..wakeup import new_waiter
 
 
 class Page(NamedTuple):
@@ -155,6 +156,56 @@ class ImmediateStore(EventStore, Protocol):
 
     def append_now(self, events: Sequence[StoredEvent]) -> Appended:
         """As ``append``, at once."""
+
+
+class Submission:
+    """A publish on its way into a store that groups by itself.
+
+    :param events: to be stored, all or none.
+    """
+
+    __slots__ = ("appended", "error", "events")
+
+    def __init__(self, events: Sequence[StoredEvent]) -> None:
+        self.events = events
+        #: What became of it; the store sets one of the two, from whatever thread, and then has it settled.
+        self.appended: Appended | None = None
+        self.error: Exception | None = None
+
+    def settle(self) -> None:
+        """Called on the event loop, once, when the events are as durable as the store promises and were told."""
+        raise NotImplementedError
+
+
+class Awaited(Submission):
+    """One that somebody waits for."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, events: Sequence[StoredEvent]) -> None:
+        super().__init__(events)
+        self._done = new_waiter()
+
+    def settle(self) -> None:
+        self._done.wake()
+
+    async def outcome(self) -> Appended:
+        """Wait for it. :raises Exception: what became of it instead."""
+        await self._done.wait()
+        if self.appended is None:
+            raise self.error or AssertionError("settled without an outcome")
+        return self.appended
+
+
+class GroupingStore(EventStore, Protocol):
+    """A store that puts into one commit all that came while it was at the one before; on asyncio the bus then hands it
+    each publish by itself, and waits for none of them before the next."""
+
+    def submit(self, submission: Submission) -> None:
+        """As ``append``, in the order of the calls; what becomes of it is told to the submission.
+
+        :raises StoreUnavailable: if it is not open; the submission is not settled then.
+        """
 
 
 # What a store may offer besides; ``opencode-sse store`` and status ask whether it does.

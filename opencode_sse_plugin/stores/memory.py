@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ..events import StoredEvent, new_epoch
+from ..events import StoredEvent
+from ..ids import new_epoch
 from ..settings import Settings
 from . import KNOWN_MAX, Appended, Bounds, EpochStart, Evicted, Page, Retention, StoreListener, retention_of
 
@@ -23,6 +24,7 @@ class MemoryEventStore:
         self, retention: Retention = DEFAULT_RETENTION, *, epoch: str = "", now: Callable[[], float] = time.monotonic
     ) -> None:
         self.retention = retention
+        self._most, self._most_bytes, self._age = retention
         self._now = now
         #: By sequence number, so that a page costs the same wherever it begins.
         self._events: dict[int, StoredEvent] = {}
@@ -45,7 +47,7 @@ class MemoryEventStore:
 
     def append_now(self, events: Sequence[StoredEvent]) -> Appended:
         """Store at once; see ``EventStore.append``."""
-        known = self._known
+        known, held = self._known, self._events
         seqs: list[int] = []
         fresh: list[StoredEvent] = []
         for event in events:
@@ -54,16 +56,13 @@ class MemoryEventStore:
             if seq is None:
                 self._latest = seq = self._latest + 1
                 event.seq = known[name] = seq
-                self._events[seq] = event
+                held[seq] = event
                 fresh.append(event)
                 self._bytes += len(event.payload)
             seqs.append(seq)
-        keep = self.retention
-        if keep.age is not None:
+        if self._age is not None:
             self._times.extend([self._now()] * len(fresh))
-            self._evict()
-        elif len(self._events) > keep.events or self._bytes > keep.bytes or len(known) > KNOWN_MAX:
-            self._evict()
+        self._evict()
         if fresh and self._listener is not None:
             self._listener.visible(fresh)
         return Appended(seqs, len(events) - len(fresh))
@@ -107,11 +106,12 @@ class MemoryEventStore:
         return {"oldest": self._latest - count + 1, "latest": self._latest, "events": count, "bytes": self._bytes}
 
     def _evict(self) -> None:
-        most, most_bytes, age = self.retention
-        while len(self._events) > 1 and (len(self._events) > most or self._bytes > most_bytes):
+        held = len(self._events)
+        while held > 1 and (held > self._most or self._bytes > self._most_bytes):
             self._forget_oldest()
-        if age is not None:
-            limit = self._now() - age
+            held -= 1
+        if self._age is not None:
+            limit = self._now() - self._age
             while self._times and self._times[0] < limit:
                 self._forget_oldest()
         while len(self._known) > KNOWN_MAX:
@@ -120,7 +120,7 @@ class MemoryEventStore:
     def _forget_oldest(self) -> None:
         event = self._events.pop(self._latest - len(self._events) + 1)
         self._bytes -= len(event.payload)
-        if self.retention.age is not None:
+        if self._age is not None:
             self._times.popleft()
         # A republished id may be known under a newer number by now.
         name = (event.id, event.type)

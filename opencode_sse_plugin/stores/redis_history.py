@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ..events import StoredEvent, new_epoch
+from ..events import StoredEvent
+from ..ids import new_epoch
 from . import Bounds, StoreListener
 from .redis_link import Link
 from .redis_log import Extent, extent_of

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from ..errors import StoreUnavailable
 from ..events import StoredEvent
 from ..wakeup import on_asyncio
-from . import DURABLE_RETENTION, Appended, Bounds, Evicted, Page, Retention, StoreListener
+from . import DURABLE_RETENTION, Appended, Awaited, Bounds, Evicted, Page, Retention, StoreListener, Submission
 from .redis_history import History
 from .redis_link import Backoff, Link, passes, unavailable
 from .redis_log import Extent, extent_of, keys_of
@@ -99,8 +99,19 @@ class RedisEventStore:
             await running.close()
 
     async def append(self, events: Sequence[StoredEvent]) -> Appended:
-        running = self._opened()
-        return await running.writer.append(events) if events else Appended([], 0)
+        writer = self._opened().writer
+        if not events:
+            return Appended([], 0)
+        submission = Awaited(events)
+        job = writer.submit(submission)
+        try:
+            return await submission.outcome()
+        finally:
+            job.over = True  # Cancelled, it is not sent any more unless it was already.
+
+    def submit(self, submission: Submission) -> None:
+        """As :meth:`append`; see :class:`.GroupingStore`."""
+        self._opened().writer.submit(submission)
 
     async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
         return page_of(await self._page(after, limit, max_bytes), after)

@@ -15,8 +15,9 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from ..errors import StoreUnavailable
-from ..events import StoredEvent, new_epoch
-from . import Appended, Retention
+from ..events import StoredEvent
+from ..ids import new_epoch
+from . import Appended, Retention, Submission
 from .redis_history import History
 from .redis_link import Backoff, KeptConnection, may_have_run, new_writer, passes, unavailable
 from .redis_log import packed, seqs_of
@@ -34,17 +35,32 @@ _MUCH: Final = 32
 class Append:
     """Events on their way into the log."""
 
-    __slots__ = ("answer", "bytes", "deadline", "events", "packed", "sent")
+    __slots__ = ("bytes", "deadline", "over", "packed", "sent", "submission")
 
-    def __init__(self, events: Sequence[StoredEvent], loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        self.events = events
+    def __init__(self, submission: Submission, deadline: float) -> None:
+        self.submission = submission
         #: Names, and names and bodies as they are sent.
-        self.packed = [packed(event) for event in events]
-        self.bytes = sum([len(event.payload) for event in events])
-        self.answer: asyncio.Future[Appended] = loop.create_future()
+        self.packed = [packed(event) for event in submission.events]
+        self.bytes = sum([len(event.payload) for event in submission.events])
         self.deadline = deadline
+        #: Whether it was settled, or nobody waits for that any more.
+        self.over = False
         #: Whether it may have been carried out, or be so yet.
         self.sent = False
+
+    def succeed(self, appended: Appended) -> None:
+        """It was stored."""
+        if not self.over:
+            self.over = True
+            self.submission.appended = appended
+            self.submission.settle()
+
+    def fail(self, error: Exception) -> None:
+        """It was not, or nobody knows."""
+        if not self.over:
+            self.over = True
+            self.submission.error = error
+            self.submission.settle()
 
     @property
     def stored(self) -> str:
@@ -84,15 +100,15 @@ class Writer:
         """Whether something is on its way."""
         return any(way.sending for way in self.ways)
 
-    async def append(self, events: Sequence[StoredEvent]) -> Appended:
-        """Store all or none. :raises StoreUnavailable: if nothing was stored, or it cannot be known in time."""
-        job = Append(events, self._loop, self._loop.time() + self._patience)
+    def submit(self, submission: Submission) -> Append:
+        """Queue events."""
+        job = Append(submission, self._loop.time() + self._patience)
         self._queue.append(job)
         if not self._watching:
             self._watch(job.deadline)
         self._idle.clear()
         self._more.set()
-        return await job.answer
+        return job
 
     def _watch(self, deadline: float) -> None:
         self._watching = True
@@ -105,7 +121,7 @@ class Writer:
         trouble = self.trouble
         why = f" ({unavailable('', trouble)})".replace("event store : ", "") if trouble is not None else ""
         for job in (*self._sent(), *self._queue):
-            if job.answer.done():
+            if job.over:
                 continue
             if job.deadline > now:
                 if not self._watching:
@@ -114,7 +130,7 @@ class Writer:
             said = f"event store {self._where}: no answer within {self._patience:g} s; {job.stored}{why}"
             error = StoreUnavailable(said)
             error.__cause__ = trouble
-            job.answer.set_exception(error)
+            job.fail(error)
 
     def _sent(self) -> list[Append]:
         return sorted((job for way in self.ways for job in way.sending), key=lambda job: job.deadline)
@@ -128,8 +144,7 @@ class Writer:
         for way in self.ways:
             await way.kept.close()
         for job in (*self._sent(), *self._queue):
-            if not job.answer.done():
-                job.answer.set_exception(StoreUnavailable(f"event store {self._where} was closed; {job.stored}"))
+            job.fail(StoreUnavailable(f"event store {self._where} was closed; {job.stored}"))
 
     def take(self, way: _Way) -> list[Append]:
         """What goes into one call."""
@@ -142,12 +157,12 @@ class Writer:
         while share:
             share -= 1
             job = self._queue[0]
-            events += len(job.events)
+            events += len(job.packed)
             size += job.bytes
             if group and (events > _GROUP_EVENTS or size > _GROUP_BYTES):
                 break
             self._queue.popleft()
-            if not job.answer.done():  # Else nobody waits for it any more, and nothing was sent.
+            if not job.over:  # Else nobody waits for it any more, and nothing was sent.
                 group.append(job)
         if not group and not self.busy:
             self._idle.set()
@@ -202,11 +217,11 @@ class _Way:
                 job.sent = ambiguous
             await self._link.forget_connections()
             await backoff.wait()
-            if all(job.answer.done() for job in group):
+            if all(job.over for job in group):
                 return
 
     async def _call(self, group: Sequence[Append]) -> None:
-        events = [event for job in group for event in job.events]
+        events = [event for job in group for event in job.submission.events]
         names = [name for job in group for name, _ in job.packed]
         arguments = [both for job in group for _, both in job.packed]
         size = sum(job.bytes for job in group)
@@ -256,16 +271,14 @@ class _Way:
             self._history.acknowledged(events, names)
         at = 0
         for job in group:
-            after = at + len(job.events)
-            if not job.answer.done():
-                duplicates = sum(place in known for place in range(at, after)) if known else 0
-                job.answer.set_result(Appended(seqs[at:after], duplicates))
+            after = at + len(job.packed)
+            duplicates = sum(place in known for place in range(at, after)) if known else 0
+            job.succeed(Appended(seqs[at:after], duplicates))
             at = after
 
     def _refuse(self, group: Sequence[Append], error: Exception) -> None:
         for job in group:
-            if not job.answer.done():
-                job.answer.set_exception(error)
+            job.fail(error)
 
 
 def retention_arguments(keep: Retention) -> tuple[int | str, ...]:

@@ -18,8 +18,19 @@ import anyio
 from ..errors import ConfigurationError, StoreUnavailable
 from ..events import StoredEvent
 from ..settings import Settings
-from ..wakeup import thread_safe_call_soon
-from . import DURABLE_RETENTION, Appended, Bounds, Evicted, Page, Retention, StoreListener, retention_of
+from ..wakeup import call_soon, thread_safe_call_soon
+from . import (
+    DURABLE_RETENTION,
+    Appended,
+    Awaited,
+    Bounds,
+    Evicted,
+    Page,
+    Retention,
+    StoreListener,
+    Submission,
+    retention_of,
+)
 from .sqlite_file import integrity, open_to_read, transaction, unavailable
 from .sqlite_log import Extent, contradictions, extent, read_bounds, read_page
 from .sqlite_writer import Options, Writer
@@ -59,15 +70,15 @@ class SQLiteEventStore:
         self._looked: Extent | None = None
 
     async def open(self, listener: StoreListener) -> Bounds:
-        call_soon = thread_safe_call_soon()
+        soon = thread_safe_call_soon()
         with anyio.CancelScope(shield=True):  # Half opened, it could not be closed.
-            writer = Writer(self._options, listener, call_soon)
+            writer = Writer(self._options, listener, soon, call_soon())
             try:
                 bounds = await writer.start()
             except BaseException:
                 await writer.stop(self._options.patience)
                 raise
-            self._writer, self._reader = writer, _Reader(self._options, call_soon)
+            self._writer, self._reader = writer, _Reader(self._options, soon)
         return bounds
 
     async def open_to_read(self) -> Bounds:
@@ -96,9 +107,15 @@ class SQLiteEventStore:
         writer = self._open_writer()
         if not events:
             return Appended([], 0)
+        submission = Awaited(events)
+        writer.submit(submission)
         with anyio.move_on_after(self._options.patience + _GRACE):
-            return await writer.append(events)
+            return await submission.outcome()
         raise StoreUnavailable(f"event store {self.path}: no answer in time; whether it was stored is not known")
+
+    def submit(self, submission: Submission) -> None:
+        """As :meth:`append`; see :class:`.GroupingStore`."""
+        self._open_writer().submit(submission)
 
     async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
         return await self._open_reader().page(after, limit, max_bytes)

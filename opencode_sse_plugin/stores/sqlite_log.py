@@ -9,7 +9,8 @@ from functools import cache
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from ..events import StoredEvent, new_epoch
+from ..events import StoredEvent
+from ..ids import new_epoch
 from . import KNOWN_MAX, Appended, Bounds, EpochStart, Evicted, Page, Retention
 
 APPLICATION_ID: Final = 0x6F637365  # "ocse"
@@ -57,10 +58,14 @@ class Extent(NamedTuple):
 
 
 class Inserted(NamedTuple):
-    """What became of a batch, and which of its events are new, with their numbers."""
+    """What became of batches.
 
-    appended: Appended
-    fresh: list[tuple[StoredEvent, int]]
+    :param appended: for each of them. :param fresh: the events that are new; the last one is now the newest.
+    """
+
+    appended: list[Appended]
+    fresh: Sequence[StoredEvent]
+    extent: Extent
 
 
 # The file as a whole.
@@ -177,36 +182,53 @@ def contradictions(connection: sqlite3.Connection) -> list[str]:
 
 def insert(
     connection: sqlite3.Connection, batches: Sequence[Sequence[StoredEvent]], at: int, before: Extent | None = None
-) -> tuple[list[Inserted], Extent]:
+) -> Inserted:
     """Store what is not known.
 
     :param at: now, in milliseconds since 1970. :param before: what is stored now, where that is known.
-    :return: what became of each batch, and what is stored then.
     """
     oldest, head, size = before or extent(connection)
-    doubtful = [_stored(event.id) for batch in batches for event in batch if not event.unseen or event.seq]
-    known = _known(connection, doubtful, head)
-    rows: list[tuple[object, ...]] = []
-    inserted: list[Inserted] = []
-    for batch in batches:
-        seqs: list[int] = []
-        fresh: list[tuple[StoredEvent, int]] = []
-        for event in batch:
-            row = _row(head + 1, at, event)
-            name = row[3:5]
-            seq = known.get(name)
-            if seq is None:
-                known[name] = seq = head = head + 1
-                fresh.append((event, seq))
-                rows.append(row)
-                size += len(event.payload)
-            seqs.append(seq)
-        inserted.append(Inserted(Appended(seqs, len(seqs) - len(fresh)), fresh))
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
-        connection.execute(_insert_statement(len(some)), tuple(chain.from_iterable(some)))
+    fresh: Sequence[StoredEvent] = list(chain.from_iterable(batches))
+    seqs = list(range(head + 1, head + 1 + len(fresh)))
+    doubtful = [_stored(event.id) for event in fresh if not event.unseen or event.seq]
+    if doubtful:
+        seqs, fresh = _numbered(fresh, head, _known(connection, doubtful, head))
+    first = head + 1
+    for start in range(0, len(fresh), _ROWS):
+        row: list[object] = []
+        for seq, event in enumerate(fresh[start : start + _ROWS], first + start):
+            row += _row(seq, at, event)
+        connection.execute(_insert_statement(min(_ROWS, len(fresh) - start)), row)
+    size += sum([len(event.payload) for event in fresh])
+    head += len(fresh)
     connection.execute("UPDATE log SET head = ?, bytes = ?", (head, size))
-    return inserted, Extent(oldest, head, size)
+    appended: list[Appended] = []
+    place, newest = 0, first - 1
+    for batch in batches:
+        answer = seqs[place : place + len(batch)]
+        place += len(batch)
+        duplicates = 0
+        if doubtful:
+            duplicates = len(batch) - len({seq for seq in answer if seq > newest})
+            newest = max(newest, *answer)
+        appended.append(Appended(answer, duplicates))
+    return Inserted(appended, fresh, Extent(oldest, head, size))
+
+
+def _numbered(
+    events: Sequence[StoredEvent], head: int, known: dict[tuple[object, ...], int]
+) -> tuple[list[int], list[StoredEvent]]:
+    """A number for each, and those that are new."""
+    seqs: list[int] = []
+    fresh: list[StoredEvent] = []
+    for event in events:
+        name = (_stored(event.id), _stored(event.type))
+        seq = known.get(name)
+        if seq is None:
+            known[name] = seq = head + 1 + len(fresh)
+            fresh.append(event)
+        seqs.append(seq)
+    return seqs, fresh
 
 
 @cache
@@ -233,11 +255,13 @@ def _known(
 
 
 def _row(seq: int, at: int, event: StoredEvent) -> tuple[object, ...]:
-    names = (event.id, event.type, event.session, event.directory, event.project, event.workspace)
-    if "{}{}{}{}{}{}".format(*names).isascii():
-        return (seq, at, False, *names, event.scope, event.payload)
-    stored = tuple(map(_stored, names))
-    return (seq, at, bytes in map(type, stored), *stored, event.scope, event.payload)
+    id, type, session = event.id, event.type, event.session
+    directory, project, workspace = event.directory, event.project, event.workspace
+    if f"{id}{type}{session}{directory}{project}{workspace}".isascii():
+        return (seq, at, False, id, type, session, directory, project, workspace, event.scope, event.payload)
+    stored = tuple(map(_stored, (id, type, session, directory, project, workspace)))
+    odd = any(isinstance(name, bytes) for name in stored)
+    return (seq, at, odd, *stored, event.scope, event.payload)
 
 
 def _stored(name: str | None) -> str | bytes | None:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ..errors import StoreUnavailable
 from ..events import StoredEvent
-from . import Appended, Bounds, Evicted, Retention, StoreListener
+from . import Bounds, Evicted, Retention, StoreListener, Submission
 from .sqlite_file import close_log, is_busy, open_log, patiently, transaction, unavailable
 from .sqlite_log import (
     Extent,
@@ -62,13 +62,17 @@ class Options:
     now: Callable[[], float]
 
 
-class Append(Job[Appended]):
-    """Events on their way into the log."""
+class Append(Job):
+    """What was submitted in one turn of the event loop.
 
-    def __init__(self, events: Sequence[StoredEvent], patience: float) -> None:
-        super().__init__()
-        self.events = events
-        self.deadline = time.monotonic() + patience
+    :param deadline: by ``time.monotonic``; until then it waits for others that write.
+    """
+
+    __slots__ = ("deadline", "submissions")
+
+    def __init__(self, submissions: Sequence[Submission], deadline: float) -> None:
+        self.submissions = submissions
+        self.deadline = deadline
 
 
 class Writer(Worker):
@@ -78,7 +82,7 @@ class Writer(Worker):
     one sequence without holes.
     """
 
-    def __init__(self, options: Options, listener: StoreListener, call_soon: CallSoon) -> None:
+    def __init__(self, options: Options, listener: StoreListener, call_soon: CallSoon, later: CallSoon) -> None:
         self._options = options
         self._path = options.path
         self._listener = listener
@@ -97,18 +101,40 @@ class Writer(Worker):
         self.seen = Extent(1, 0, 0)
         #: The data version since which nobody else changed what was seen; none where it must be read again.
         self._seen_version: int | None = None
+        #: What this turn of the event loop submitted. The thread gets it as a whole: it would begin with the first.
+        self._submitted: list[Submission] = []
+        self._handing = False
+        self._later = later
         super().__init__(f"opencode-sse {options.path.name}", call_soon)
 
     async def start(self) -> Bounds:
         """Open the log. :raises StoreUnavailable: if it cannot be had."""
         return await self.do(self._open)
 
-    async def append(self, events: Sequence[StoredEvent]) -> Appended:
-        """Store all or none. :raises StoreUnavailable: if nothing was stored."""
-        return await self.submit(Append(events, self._options.patience)).outcome()
+    def submit(self, submission: Submission) -> None:
+        """Queue events."""
+        self._submitted.append(submission)
+        if not self._handing:
+            self._hand_over_soon()
+
+    def _hand_over_soon(self) -> None:
+        """Behind all that runs in this turn of the event loop."""
+        self._handing = True
+        self._later(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._handing = False
+        if self._submitted:
+            self.put(Append(self._submitted, time.monotonic() + self._options.patience))
+            self._submitted = []
+
+    async def stop(self, patience: float) -> None:
+        self._hand_over()
+        await super().stop(patience)
 
     async def begin_epoch(self, end: int | None = None) -> None:
         """Lose all history beyond ``end``, by default none, and go on under a new epoch."""
+        self._hand_over()
         await self.do(lambda: self._begin_epoch(end))
 
     async def prune(self) -> None:
@@ -139,7 +165,7 @@ class Writer(Worker):
             return None
         return 0.0 if self._pruning else self._wait
 
-    def _turn(self, jobs: list[Job[Any]]) -> None:
+    def _turn(self, jobs: list[Job]) -> None:
         group: list[Append] = []
         for job in jobs:
             if isinstance(job, Append):
@@ -151,7 +177,8 @@ class Writer(Worker):
         self._commit(group)
         if self._opened:
             try:
-                self._look()
+                if self._behind or not group:  # Else the commit has looked already.
+                    self._look()
                 self._prune()
                 self._failing = False
             except (sqlite3.Error, StoreUnavailable) as error:
@@ -186,34 +213,36 @@ class Writer(Worker):
         else:
             return
         try:
+            submissions = [submission for job in group for submission in job.submissions]
             with transaction(self._log):
                 version = self._version()
                 before = self.seen if version == self._seen_version else None
                 self._seen_version = None  # Until it is committed.
-                batches, at = [job.events for job in group], int(self._options.now() * 1000)
-                inserted, seen = insert(self._log, batches, at, before)
+                batches, at = [submission.events for submission in submissions], int(self._options.now() * 1000)
+                inserted = insert(self._log, batches, at, before)
         except Exception as error:
-            if len(group) == 1:
+            if len(submissions) == 1:
                 self._refuse(group, error)
             else:  # One that cannot be stored must not take the others with it.
                 for job in group:
-                    self._commit([job])
+                    for submission in job.submissions:
+                        self._commit([Append((submission,), job.deadline)])
             return
-        self.seen, self._seen_version = seen, version
-        self._committed(group, inserted, others=version != self._data_version)
+        self.seen, self._seen_version = inserted.extent, version
+        self._committed(submissions, inserted, others=version != self._data_version)
 
     def _refuse(self, group: Iterable[Append], error: Exception) -> None:
         for job in group:
-            job.error = unavailable(self._path, error)
-            self._tell(job.tell)
+            for submission in job.submissions:
+                submission.error = unavailable(self._path, error)
+                self._tell(submission.settle)
 
-    def _committed(self, group: Sequence[Append], inserted: Sequence[Inserted], *, others: bool) -> None:
-        events: list[StoredEvent] = []
-        for job, (appended, fresh) in zip(group, inserted, strict=True):
-            job.result = appended
-            for event, seq in fresh:
-                event.seq = seq
-                events.append(event)
+    def _committed(self, submissions: Sequence[Submission], inserted: Inserted, *, others: bool) -> None:
+        for submission, appended in zip(submissions, inserted.appended, strict=True):
+            submission.appended = appended
+        events = inserted.fresh
+        for seq, event in enumerate(events, inserted.extent.head - len(events) + 1):
+            event.seq = seq
         if others or self._behind:
             try:
                 # Others have stored something before these.
@@ -223,11 +252,11 @@ class Writer(Worker):
                 self._complain(error)
         if events and not self._behind and self._told == events[0].seq - 1:
             self._told = events[-1].seq
-            self._hand(events, group)
+            self._hand(events, submissions)
         else:
             self._behind = self._behind or bool(events and self._told < events[-1].seq)
-            for job in group:
-                self._tell(job.tell)
+            for submission in submissions:
+                self._tell(submission.settle)
         if time.monotonic() < self._others_until:
             time.sleep(_LET_OTHERS)
 
@@ -288,7 +317,7 @@ class Writer(Worker):
         self._told = min(self._told, end)
         self._tell(lambda: listener.epoch_changed(bounds, end))
 
-    def _hand(self, events: Sequence[StoredEvent], group: Sequence[Append]) -> None:
+    def _hand(self, events: Sequence[StoredEvent], submissions: Sequence[Submission]) -> None:
         """Give events, and the acknowledgements of their publishers, to the event loop."""
         self._handed += 1
 
@@ -297,8 +326,10 @@ class Writer(Worker):
             try:
                 self._listener.visible(events)
             finally:
-                for job in group:
-                    job.tell()
+                for submission in submissions:
+                    submission.settle()
+                if not self._handing:  # In the turn of those who were woken just now, not in the one after it.
+                    self._hand_over_soon()
 
         self._tell(take)
 

@@ -15,40 +15,39 @@ Result = TypeVar("Result")
 CallSoon = Callable[[Callable[[], None]], Any]
 
 
-class Job(Generic[Result]):
-    """Something a thread does for a task; it sets ``result`` or ``error``, and has it told."""
+class Job:
+    """Something for a thread to do."""
 
-    result: Result
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self.error: Exception | None = None
+
+class Call(Job, Generic[Result]):
+    """A function to call, for a task that waits."""
+
+    _result: Result
+
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._work = work
+        self._error: Exception | None = None
         self._done = new_waiter()
+
+    def run(self) -> None:
+        """Call it, in the thread."""
+        try:
+            self._result = self._work()
+        except Exception as error:
+            self._error = error
 
     def tell(self) -> None:
         """Let the task go on, on the event loop."""
         self._done.wake()
 
     async def outcome(self) -> Result:
-        """Wait until it was told. :raises Exception: what the work raised."""
+        """Wait until it was told. :raises Exception: what the function raised."""
         await self._done.wait()
-        if self.error is not None:
-            raise self.error
-        return self.result
-
-
-class Call(Job[Result]):
-    """A function to call."""
-
-    def __init__(self, work: Callable[[], Result]) -> None:
-        super().__init__()
-        self._work = work
-
-    def run(self) -> None:
-        """Call it, in the thread."""
-        try:
-            self.result = self._work()
-        except Exception as error:
-            self.error = error
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 class Worker:
@@ -61,7 +60,7 @@ class Worker:
 
     def __init__(self, name: str, call_soon: CallSoon) -> None:
         self._call_soon = call_soon
-        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._stopped = anyio.Event()
         self._thread = Thread(target=self._main, name=name, daemon=True)
         self._running = True
@@ -69,12 +68,13 @@ class Worker:
 
     async def do(self, work: Callable[[], Result]) -> Result:
         """Run a function in the thread. :raises Exception: what it raises."""
-        return await self.submit(Call(work)).outcome()
+        call = Call(work)
+        self.put(call)
+        return await call.outcome()
 
-    def submit(self, job: Job[Result]) -> Job[Result]:
+    def put(self, job: Job) -> None:
         """Queue a job."""
         self._jobs.put(job)
-        return job
 
     async def stop(self, patience: float) -> None:
         """Finish what was queued and end; a thread that is stuck in the kernel is left to itself."""
@@ -98,9 +98,9 @@ class Worker:
         except RuntimeError:  # The loop is gone, and with it everyone who could want something.
             self._running = False
 
-    def _take(self) -> list[Job[Any]]:
+    def _take(self) -> list[Job]:
         """All that is queued; waits for the first of it, as long as ``_pause`` says."""
-        jobs: list[Job[Any]] = []
+        jobs: list[Job] = []
         try:
             job = self._jobs.get(timeout=self._pause())
             while job is not None:
@@ -117,12 +117,12 @@ class Worker:
         """How long to wait for the next job, in seconds; ``None`` for ever."""
         return None
 
-    def _turn(self, jobs: list[Job[Any]]) -> None:
+    def _turn(self, jobs: list[Job]) -> None:
         """Do what was queued, or what is to be done where nothing was."""
         for job in jobs:
             self._run(job)
 
-    def _run(self, job: Job[Any]) -> None:
+    def _run(self, job: Job) -> None:
         assert isinstance(job, Call)
         job.run()
         self._tell(job.tell)

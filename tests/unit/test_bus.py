@@ -27,9 +27,10 @@ from opencode_sse_plugin import (
     StoreUnavailable,
     hookimpl,
     log,
+    publisher,
 )
 from opencode_sse_plugin.plugins import Plugins
-from opencode_sse_plugin.stores import Appended, StoredEvent
+from opencode_sse_plugin.stores import Appended, StoredEvent, Submission
 from opencode_sse_plugin.stores.memory import MemoryEventStore
 from opencode_sse_plugin.testing import ManualClock, settle
 
@@ -60,6 +61,36 @@ class SlowStore(MemoryEventStore):
             raise self.error
         self.appends.append(len(events))
         return MemoryEventStore.append_now(self, events)
+
+    def let_go(self) -> None:
+        self.go.set()
+
+
+class SlowGroupingStore(SlowStore):
+    """The same of one that groups by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed: list[Submission] = []
+
+    def submit(self, submission: Submission) -> None:
+        self.handed.append(submission)
+        if self.go.is_set():
+            self.let_go()
+
+    def let_go(self) -> None:
+        super().let_go()
+        handed, self.handed = self.handed, []
+        if handed and self.error is None:
+            self.appends.append(len(handed))
+        for submission in handed:
+            if self.error is None:
+                submission.appended = MemoryEventStore.append_now(self, submission.events)
+            submission.error = self.error
+            submission.settle()
+
+
+slow = pytest.mark.parametrize("store_type", [SlowStore, SlowGroupingStore])
 
 
 # Publishing.
@@ -125,8 +156,9 @@ async def test_a_big_number_of_properties_does_not_end_the_stream(sse_bus: Event
         assert (await anext(events)).event.properties == {"good": 2**70}
 
 
-async def test_the_buffer_is_bounded_and_in_call_order() -> None:
-    store = SlowStore()
+@slow
+async def test_the_buffer_is_bounded_and_in_call_order(store_type: type[SlowStore]) -> None:
+    store = store_type()
     async with bus_with(store=store, publish_buffer=3) as bus:
         for n in range(3):
             bus.publish_nowait("a", {"n": n})
@@ -137,26 +169,28 @@ async def test_the_buffer_is_bounded_and_in_call_order() -> None:
             tasks.start_soon(bus.publish, "a", {"n": 3})  # waits for room
             await settle()
             assert bus.statistics()["counters"]["buffered"] == 3
-            store.go.set()
+            store.let_go()
         assert bus.head == 4
         async with bus.subscribe(after=0) as events:
             await anext(events)
             assert [(await anext(events)).event.properties for _ in range(4)] == [{"n": n} for n in range(4)]
 
 
-async def test_many_publishers_share_one_append() -> None:
-    store = SlowStore()
+@slow
+async def test_many_publishers_share_one_append(store_type: type[SlowStore]) -> None:
+    store = store_type()
     async with bus_with(store=store) as bus:
         async with anyio.create_task_group() as tasks:
             for n in range(50):
                 tasks.start_soon(bus.publish, "a", {"n": n})
             await settle()
-            store.go.set()
+            store.let_go()
         assert bus.head == 50
         assert len(store.appends) <= 2
 
 
-async def test_a_failing_store_fails_the_publish_and_tells_about_what_was_buffered() -> None:
+@slow
+async def test_a_failing_store_fails_the_publish_and_tells_about_what_was_buffered(store_type: type[SlowStore]) -> None:
     failed: list[tuple[list[Event], Exception]] = []
 
     class Watcher:
@@ -164,10 +198,10 @@ async def test_a_failing_store_fails_the_publish_and_tells_about_what_was_buffer
         def sse_publish_failed(self, events: list[Event], error: Exception) -> None:
             failed.append((events, error))
 
-    store = SlowStore()
+    store = store_type()
     async with bus_with(Watcher(), store=store) as bus:
         store.error = StoreUnavailable("gone")
-        store.go.set()
+        store.let_go()
         with pytest.raises(StoreUnavailable, match="gone"):
             await bus.publish("a")
         bus.publish_nowait("b", {"n": 1})
@@ -179,7 +213,8 @@ async def test_a_failing_store_fails_the_publish_and_tells_about_what_was_buffer
         assert await bus.publish("c") == 1
 
 
-async def test_a_drain_fails_what_the_store_does_not_take_in_time() -> None:
+@slow
+async def test_a_drain_fails_what_the_store_does_not_take_in_time(store_type: type[SlowStore]) -> None:
     failed: list[str] = []
 
     class Watcher:
@@ -187,7 +222,7 @@ async def test_a_drain_fails_what_the_store_does_not_take_in_time() -> None:
         def sse_publish_failed(self, events: list[Event], error: Exception) -> None:
             failed.append(type(error).__name__)
 
-    store = SlowStore()
+    store = store_type()
     async with bus_with(Watcher(), store=store) as bus:
         bus.publish_nowait("a")
         async with anyio.create_task_group() as tasks:
@@ -196,6 +231,43 @@ async def test_a_drain_fails_what_the_store_does_not_take_in_time() -> None:
             with pytest.raises(BusClosed):
                 await bus.publish("b")
         assert failed == ["StoreUnavailable"]
+
+
+async def test_a_store_that_gives_no_answer_keeps_no_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[str] = []
+
+    class Watcher:
+        @hookimpl
+        def sse_publish_failed(self, events: list[Event], error: Exception) -> None:
+            failed.extend(event.type for event in events)
+
+    monkeypatch.setattr(publisher, "_GRACE", 0.0)
+    store = SlowGroupingStore()
+    async with bus_with(Watcher(), store=store, publish_deadline=0.05) as bus:
+        bus.publish_nowait("a")
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match=r"no answer within 0\.05 s; whether it was stored is not known"):
+                await bus.publish("b")
+        assert failed == ["a"]
+        assert bus.statistics()["counters"]["buffered"] == 0
+        store.let_go()  # Its late answers are nobody's business any more.
+        assert await bus.publish("c") == 4
+        assert bus.statistics()["counters"]["published"] == 1
+
+
+async def test_what_a_store_was_handed_stays_before_what_waits_for_a_subscriber() -> None:
+    store = SlowGroupingStore()
+    async with bus_with(store=store) as bus, anyio.create_task_group() as tasks:
+        tasks.start_soon(bus.publish, "a", {"n": 0})
+        await settle()
+        async with bus.subscribe(overflow="block") as events:
+            await anext(events)
+            tasks.start_soon(bus.publish, "a", {"n": 1})
+            await settle()
+            assert len(store.handed) == 1
+            store.let_go()
+            assert [(await anext(events)).event.properties for _ in range(2)] == [{"n": 0}, {"n": 1}]
+        assert await bus.publish("a", {"n": 2}) == 3
 
 
 async def test_publish_nowait_from_another_thread_names_the_way(sse_bus: EventBus) -> None:

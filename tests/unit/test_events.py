@@ -15,12 +15,11 @@ from opencode_sse_plugin.events import (
     MAX_SEQ,
     Cursor,
     Event,
-    EventIds,
     StoredEvent,
     check_event,
-    new_epoch,
     parse_seq,
 )
+from opencode_sse_plugin.ids import event_ids, new_epoch
 
 
 @pytest.mark.parametrize(
@@ -88,17 +87,17 @@ def test_fields_of_another_kind_are_refused(changed: dict[str, Any]) -> None:
 
 
 def test_ids_look_like_opencodes() -> None:
-    ids = EventIds(now=lambda: 1795415252.663)
+    ids = event_ids(now=lambda: 1_795_415_252_663_000_000)
     first, second = ids(), ids()
     assert re.fullmatch(r"evt_[0-9a-f]{12}[0-9A-Za-z]{14}", first)
-    stamp = int(1795415252.663 * 1000) * 4096
+    stamp = 1_795_415_252_663 * 4096
     assert int(first[4:16], 16) == stamp & 0xFFFFFFFFFFFF
     assert int(second[4:16], 16) == int(first[4:16], 16) + 1
 
 
 def test_ids_are_unique_even_when_the_clock_goes_back() -> None:
-    times = iter([5.0, 4.0, 3.0] + [1.0] * 10_000)
-    ids = EventIds(now=lambda: next(times))
+    times = iter([5_000_000_000, 4_000_000_000, 3_000_000_000] + [1_000_000_000] * 10_000)
+    ids = event_ids(now=lambda: next(times))
     made = [ids() for _ in range(5000)]
     assert len(set(made)) == 5000
     assert made == sorted(made)

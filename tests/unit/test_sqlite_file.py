@@ -374,7 +374,7 @@ async def test_what_fits_is_stored_beside_what_does_not(tmp_path: Path, monkeypa
 
         assert store._writer is not None
         stuck = threading.Event()
-        store._writer.submit(Call(stuck.wait))  # So that all three share a transaction.
+        store._writer.put(Call(stuck.wait))  # So that all three share a transaction.
         async with anyio.create_task_group() as group:
             for size in (1000, 1_000_000, 1000):
                 group.start_soon(publish, size)

@@ -228,7 +228,7 @@ async def test_what_was_queued_is_stored_before_it_closes(tmp_path: Path) -> Non
     async with opened(tmp_path / "a.db") as (store, _):
         stuck = threading.Event()
         assert store._writer is not None
-        store._writer.submit(Call(stuck.wait))
+        store._writer.put(Call(stuck.wait))
         async with anyio.create_task_group() as group:
             for _ in range(20):
                 group.start_soon(store.append, stored_events(3))
@@ -264,7 +264,7 @@ async def test_a_thread_that_is_stuck_leaves_no_publisher_waiting(tmp_path: Path
     async with opened(tmp_path / "a.db", patience=0.1) as (store, _):
         stuck = threading.Event()
         assert store._writer is not None
-        store._writer.submit(Call(stuck.wait))
+        store._writer.put(Call(stuck.wait))
         try:
             with pytest.raises(StoreUnavailable, match="is not known"):
                 await store.append(stored_events(1))
@@ -288,7 +288,7 @@ async def test_one_that_cannot_be_stored_takes_no_other_with_it(tmp_path: Path) 
 
         stuck = threading.Event()
         assert store._writer is not None
-        store._writer.submit(Call(stuck.wait))  # So that all three share a transaction.
+        store._writer.put(Call(stuck.wait))  # So that all three share a transaction.
         async with anyio.create_task_group() as group:
             for publish in (
                 lambda: store.append(stored_events(2)),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
 
@@ -54,10 +55,7 @@ class OverflowPolicyContract:
         """What the policy is asked about these events."""
         classes = DeliveryClasses()
         builtin_delivery_classes(classes.register)
-        stored = [
-            StoredEvent.of_parts(e.type, e.properties, f"evt_{n}", None, None, None, "instance")
-            for n, e in enumerate(events)
-        ]
+        stored = [StoredEvent.encode(replace(event, id=f"evt_{n}")) for n, event in enumerate(events)]
         lag = Lag(len(stored), sum(event.size for event in stored))
         return Backlog(stored, lag, limits, 0.0, classes.of, classes.key, classes.adds_up, classes.join)
 

@@ -279,5 +279,8 @@ PARTS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 if __name__ == "__main__":
+    import uvloop
+
+    uvloop.install()
     pin()
     asyncio.run(PARTS[sys.argv[1]](*sys.argv[2:]))
