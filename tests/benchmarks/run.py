@@ -1,6 +1,6 @@
 """The benchmark: our server beside its peers, in one run, interleaved; see ``--help``.
 
-    make bench                  every row, the median of 5 rounds (about half an hour)
+    make bench                  every row, the median of 5 rounds (about twenty minutes)
     make bench ARGS=--quick     one short round of the main rows, in about a minute
 
 The server runs on one core, the load client on another. The figure is deliveries per CPU-second of the server's
