@@ -215,7 +215,7 @@ def read(files: Sequence[Path]) -> tuple[Results, int, float]:
         body = json.loads(file.read_text())
         rounds, seconds = max(rounds, body["rounds"]), max(seconds, body["seconds"])
         results.unavailable |= body["unavailable"]
-        results.took |= body["took_seconds"]
+        results.took |= body.get("took_seconds", {})
         if body["publish_cost_us"]:
             results.publish_cost = body["publish_cost_us"]
         for name, servers in body["rows"].items():
