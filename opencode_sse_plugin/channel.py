@@ -278,6 +278,12 @@ class Channels:
         while len(window) > self.max_events or (self.bytes > self.max_bytes and len(window) > 1):
             self._evict_oldest()
 
+    def skip(self, events: Sequence[StoredEvent]) -> None:
+        """Let events pass that a store keeps and nobody is there to be given."""
+        if self._window:
+            self.forget()
+        self.total_bytes += sum([len(event.payload) for event in events])
+
     def _taking(self, event: StoredEvent) -> list[Channel[object]]:
         index = self._index
         taken = [channel for channel in index[None] if channel.accepts(event)]

@@ -140,8 +140,11 @@ class Log:
     def visible(self, events: Sequence[StoredEvent]) -> None:
         """Take what follows in the store: a slice is shown at once, the rest after the readers had their turn."""
         if not self.followers and not self._arrivals:
-            for event in events:
-                self.channels.publish(event)
+            if self.window_is_store:
+                for event in events:
+                    self.channels.publish(event)
+            else:
+                self.channels.skip(events)
             self.head = events[-1].seq
             if self.head > self._look_at_head or self.channels.total_bytes > self._look_at_bytes:
                 self.bookmark(self.head)

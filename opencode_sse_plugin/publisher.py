@@ -17,7 +17,7 @@ from .log import Log
 from .plugins import Plugins
 from .settings import Settings
 from .stores import Appended, Submission
-from .wakeup import Waiter, waiters
+from .wakeup import Signal, new_waiter, signals
 
 #: How much longer than its deadline a store may take to say that it failed, in seconds.
 _GRACE: Final = 1.0
@@ -29,13 +29,10 @@ class _Pending(Submission):
     __slots__ = ("_settled", "done", "since")
 
     def __init__(
-        self,
-        events: Sequence[StoredEvent],
-        done: Waiter | None,
-        settled: Callable[[_Pending], None],
-        since: float,
+        self, events: Sequence[StoredEvent], done: Signal | None, settled: Callable[[_Pending], None], since: float
     ) -> None:
-        super().__init__(events)
+        self.events = events
+        self.appended = self.error = None
         #: ``None`` where nobody waits (``publish_nowait``).
         self.done = done
         self._settled = settled
@@ -65,9 +62,9 @@ class Publisher:
         self._submitted: dict[_Pending, float] = {}
         self._buffer: deque[_Pending] = deque()
         self._buffered = 0
-        self._new_waiter = waiters()
-        self._more = self._new_waiter()
-        self._unwatched = self._new_waiter()
+        self._new_signal = signals()
+        self._more = new_waiter()
+        self._unwatched = new_waiter()
         self._watched = False
         #: Where somebody waits for the buffer to shrink.
         self._less: anyio.Event | None = None
@@ -151,24 +148,25 @@ class Publisher:
 
         :raises StoreUnavailable: if the store did not take them.
         """
-        if self._append_now is not None and not self._buffer and not self._log.blocking:
+        log = self._log
+        if self._append_now is not None and not self._buffer and not log.blocking:
             appended: Appended = self._append_now(events)
             self._stored(events, appended)
-            if self._log.waiting:
-                await self._log.pace()
+            if log.waiting:
+                await log.pace()
             return appended
-        since = self._since()
+        since = anyio.current_time() if log.blocking else 0.0
         while True:
             if self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
                 await self._shrunk()
-            elif self._submit is not None and self._log.waiting:
-                await self._log.pace()
+            elif self._submit is not None and log.waiting:
+                await log.pace()
             else:
                 break
-        done = self._new_waiter()
+        done = self._new_signal()
         pending = _Pending(events, done, self._settle, since)
         self._accept(pending)
-        await done.wait()
+        await done
         if pending.error is not None:
             raise pending.error
         assert pending.appended is not None
@@ -188,10 +186,8 @@ class Publisher:
         if self._append_now is not None and not self._buffer and not self._log.blocking:
             self._stored(events, self._append_now(events))
         else:
-            self._accept(_Pending(events, None, self._settle, self._since()))
-
-    def _since(self) -> float:
-        return anyio.current_time() if self._log.blocking else 0.0
+            since = anyio.current_time() if self._log.blocking else 0.0
+            self._accept(_Pending(events, None, self._settle, since))
 
     def _accept(self, pending: _Pending) -> None:
         self._buffered += len(pending.events)
@@ -285,22 +281,22 @@ class Publisher:
 
     def _settle(self, pending: _Pending) -> None:
         """The store has told what became of a publish, unless nobody waits for that any more."""
-        if pending in self._submitted:
-            del self._submitted[pending]
+        if self._submitted.pop(pending, None) is not None:
             self._end(pending)
 
     def _end(self, pending: _Pending) -> None:
-        self._buffered -= len(pending.events)
+        events, error, done = pending.events, pending.error, pending.done
+        self._buffered -= len(events)
         if self._less is not None:
             self._less.set()
             self._less = None
-        if pending.appended is not None and pending.error is None:
-            self._stored(pending.events, pending.appended)
-        elif pending.done is None:
-            assert pending.error is not None
-            self._plugins.publish_failed([event.event for event in pending.events], pending.error)
-        if pending.done is not None:
-            pending.done.wake()
+        if error is None:
+            assert pending.appended is not None
+            self._stored(events, pending.appended)
+        elif done is None:
+            self._plugins.publish_failed([event.event for event in events], error)
+        if done is not None:
+            done.wake()
 
     def _stored(self, events: Sequence[StoredEvent], appended: Appended) -> None:
         seqs, duplicates = appended

@@ -6,7 +6,7 @@ asyncio gets bare futures, which cost a tenth of an ``anyio.Event``; any other l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Protocol
 
@@ -45,6 +45,40 @@ class _AsyncioWaiter:
         self._woken = False
 
 
+class Signal(Protocol):
+    """What one task waits for, once: ``await`` it. ``wake`` before that is not lost, and a second one does nothing."""
+
+    def wake(self) -> None: ...
+    def __await__(self) -> Generator[Any, None, object]: ...
+
+
+class _AsyncioSignal:
+    __slots__ = ("_future",)
+
+    def __init__(self, new_future: Callable[[], asyncio.Future[None]]) -> None:
+        self._future = new_future()
+
+    def wake(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._future.__await__()  # No frame of ours when the task goes on.
+
+
+class _EventSignal:
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def wake(self) -> None:
+        self._event.set()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._event.wait().__await__()
+
+
 class _EventWaiter:
     __slots__ = ("_event",)
 
@@ -68,14 +102,14 @@ def on_asyncio() -> bool:
     return True
 
 
-def waiters() -> Callable[[], Waiter]:
-    """What makes waiters for the running event loop, which is asked for once: on Python 3.11 that is a system call."""
-    return partial(_AsyncioWaiter, asyncio.get_running_loop()) if on_asyncio() else _EventWaiter
+def signals() -> Callable[[], Signal]:
+    """What makes signals for the running event loop, which is asked for once: on Python 3.11 that is a system call."""
+    return partial(_AsyncioSignal, asyncio.get_running_loop().create_future) if on_asyncio() else _EventSignal
 
 
 def new_waiter() -> Waiter:
     """A waiter for the running event loop."""
-    return waiters()()
+    return _AsyncioWaiter(asyncio.get_running_loop()) if on_asyncio() else _EventWaiter()
 
 
 def call_soon() -> Callable[[Callable[[], None]], Any]:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigurationError
 from ..events import StoredEvent
 from ..settings import Settings
-from ..wakeup import new_waiter
+from ..wakeup import signals
 
 
 class Page(NamedTuple):
@@ -184,14 +184,14 @@ class Awaited(Submission):
 
     def __init__(self, events: Sequence[StoredEvent]) -> None:
         super().__init__(events)
-        self._done = new_waiter()
+        self._done = signals()()
 
     def settle(self) -> None:
         self._done.wake()
 
     async def outcome(self) -> Appended:
         """Wait for it. :raises Exception: what became of it instead."""
-        await self._done.wait()
+        await self._done
         if self.appended is None:
             raise self.error or AssertionError("settled without an outcome")
         return self.appended

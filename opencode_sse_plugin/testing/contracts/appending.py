@@ -6,8 +6,9 @@ from random import Random
 
 import anyio
 import anyio.lowlevel
+import pytest
 
-from ...stores import Retention
+from ...stores import Retention, Submission
 from ..samples import RecordingListener, stored_event, stored_events
 from .base import ALL, PLENTY, StoreContract, contents
 
@@ -105,6 +106,38 @@ class Appending(StoreContract):
                 assert told.seqs == [bounds.latest + 1, bounds.latest + 2]
             finally:
                 await store.close()
+
+    async def test_submissions_are_stored_in_call_order_and_told_before_they_are_settled(self) -> None:
+        async with self.opened() as (store, told):
+            submit = getattr(store, "submit", None)
+            if submit is None:
+                pytest.skip("this store does not group by itself")
+            known = stored_event()
+            await store.append([known])
+            batches = [stored_events(1), stored_events(3), [known], stored_events(2)]
+            settled: list[tuple[Submission, int]] = []
+            all_settled = anyio.Event()
+
+            class Noted(Submission):
+                def settle(self) -> None:
+                    settled.append((self, len(told.seqs)))
+                    if len(settled) == len(batches):
+                        all_settled.set()
+
+            submissions = [Noted(batch) for batch in batches]
+            for submission in submissions:
+                submit(submission)
+            with anyio.fail_after(self.patience):
+                await all_settled.wait()
+            assert [one for one, _ in settled] == submissions, "settled once each, in call order"
+            assert [one.error for one in submissions] == [None] * 4
+            assert [one.appended for one in submissions] == [([2], 0), ([3, 4, 5], 0), ([1], 1), ([6, 7], 0)]
+            assert [event.seq for one in submissions for event in one.events] == [2, 3, 4, 5, 1, 6, 7]
+            for one, heard in settled:
+                assert one.appended is not None
+                assert heard >= max(one.appended.seqs), "settled before the listener was told"
+            await told.until(7, self.patience)
+            assert told.seqs == list(range(1, 8))
 
     async def test_a_known_event_answers_its_number(self) -> None:
         async with self.opened() as (store, told):
