@@ -125,6 +125,7 @@ def test_a_replay_ends_cleanly_behind_its_last_event(
 ) -> None:
     bus = EventBus()
     served = serve(event_app(bus, authorize=None), bus, **server)
+    assert read(f"{served.url}/event/status").status == 200  # By then the app has started.
     for n in range(500):
         served.publish("good", {"n": n})
     readers = [read(f"{served.url}/event?after_seq={after}") for after in (0, 0, 7)]
