@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import anyio
 
@@ -26,21 +26,27 @@ _GRACE: Final = 1.0
 class _Pending(Submission):
     """A publish on its way to the store."""
 
-    __slots__ = ("_settled", "done", "since")
+    __slots__ = ("done", "ended", "publisher", "since")
 
     def __init__(
-        self, events: Sequence[StoredEvent], done: Signal | None, settled: Callable[[_Pending], None], since: float
+        self, publisher: Publisher, events: Sequence[StoredEvent], done: Signal | None, since: float = 0.0
     ) -> None:
+        self.publisher = publisher
         self.events = events
         self.appended = self.error = None
         #: ``None`` where nobody waits (``publish_nowait``).
         self.done = done
-        self._settled = settled
         #: When it was published, by the event loop's clock, where somebody might be waited for.
         self.since = since
+        #: Whether its publisher knows; after a drain the store may still answer.
+        self.ended = False
 
     def settle(self) -> None:
-        self._settled(self)
+        self.publisher.settled((self,))
+
+    @classmethod
+    def settle_all(cls, submissions: Sequence[Self]) -> None:
+        submissions[0].publisher.settled(submissions)
 
 
 class Publisher:
@@ -164,7 +170,7 @@ class Publisher:
             else:
                 break
         done = self._new_signal()
-        pending = _Pending(events, done, self._settle, since)
+        pending = _Pending(self, events, done, since)
         self._accept(pending)
         await done
         if pending.error is not None:
@@ -187,7 +193,7 @@ class Publisher:
             self._stored(events, self._append_now(events))
         else:
             since = anyio.current_time() if self._log.blocking else 0.0
-            self._accept(_Pending(events, None, self._settle, since))
+            self._accept(_Pending(self, events, None, since))
 
     def _accept(self, pending: _Pending) -> None:
         self._buffered += len(pending.events)
@@ -225,7 +231,7 @@ class Publisher:
                     pending.error = StoreUnavailable(
                         f"the event store gave no answer within {limit:g} s; whether it was stored is not known"
                     )
-                    self._settle(pending)
+                    pending.settle()
             self._watched = False
 
     async def run(self) -> None:
@@ -237,9 +243,9 @@ class Publisher:
             while self._buffer:
                 taken = await self._with_room() if self._log.blocking else tuple(self._buffer)
                 await self._flush(taken)
-                for pending in taken:
+                for _ in taken:
                     self._buffer.popleft()
-                    self._end(pending)
+                self._end(taken)
                 if self._log.waiting:
                     await self._log.pace()
 
@@ -279,33 +285,49 @@ class Publisher:
                 known = sum(event.seq != seq for event, seq in zip(pending.events, own, strict=True))
             pending.appended = Appended(own, known)
 
-    def _settle(self, pending: _Pending) -> None:
-        """The store has told what became of a publish, unless nobody waits for that any more."""
-        if self._submitted.pop(pending, None) is not None:
-            self._end(pending)
+    def settled(self, pendings: Sequence[_Pending]) -> None:
+        """The store has told what became of publishes."""
+        for pending in pendings:
+            self._submitted.pop(pending, None)
+        self._end(pendings)
 
-    def _end(self, pending: _Pending) -> None:
-        events, error, done = pending.events, pending.error, pending.done
-        self._buffered -= len(events)
+    def _end(self, pendings: Sequence[_Pending]) -> None:
+        """Count publishes, tell the plugins, and let those who wait go on."""
+        tells = self._plugins.published
+        events = known = 0
+        for pending in pendings:
+            if pending.ended:
+                continue
+            pending.ended = True
+            appended, done = pending.appended, pending.done
+            self._buffered -= len(pending.events)
+            if appended is not None and pending.error is None:
+                events += len(pending.events)
+                known += appended.duplicates
+                if tells:
+                    self._tell(pending.events, appended)
+            elif done is None:
+                assert pending.error is not None
+                self._plugins.publish_failed([event.event for event in pending.events], pending.error)
+            if done is not None:
+                done.wake()
+        self.published += events - known
+        self.duplicates += known
         if self._less is not None:
             self._less.set()
             self._less = None
-        if error is None:
-            assert pending.appended is not None
-            self._stored(events, pending.appended)
-        elif done is None:
-            self._plugins.publish_failed([event.event for event in events], error)
-        if done is not None:
-            done.wake()
 
     def _stored(self, events: Sequence[StoredEvent], appended: Appended) -> None:
-        seqs, duplicates = appended
-        self.published += len(events) - duplicates
-        self.duplicates += duplicates
+        """The same where nobody had to wait."""
+        self.published += len(events) - appended.duplicates
+        self.duplicates += appended.duplicates
         if self._plugins.published:
-            for event, seq in zip(events, seqs, strict=True):
-                if event.seq == seq:
-                    self._plugins.event_published(event, seq)
+            self._tell(events, appended)
+
+    def _tell(self, events: Sequence[StoredEvent], appended: Appended) -> None:
+        for event, seq in zip(events, appended.seqs, strict=True):
+            if event.seq == seq:
+                self._plugins.event_published(event, seq)
 
     async def finish(self, seconds: float) -> None:
         """Wait for what was accepted, then fail the rest with ``StoreUnavailable``."""
@@ -315,10 +337,11 @@ class Publisher:
                 await self._shrunk()
             await self._log.pace()
             return
-        for pending in (*self._submitted, *self._buffer):
+        left = (*self._submitted, *self._buffer)
+        for pending in left:
             pending.error = StoreUnavailable("the bus is draining and the store did not answer in time")
-            self._end(pending)
         self._submitted.clear()
+        self._end(left)
 
 
 def closed() -> BusClosed:

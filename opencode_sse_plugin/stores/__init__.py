@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, Self, runtime_checkable
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
@@ -175,6 +175,21 @@ class Submission:
     def settle(self) -> None:
         """Called on the event loop, once, when the events are as durable as the store promises and were told."""
         raise NotImplementedError
+
+    @classmethod
+    def settle_all(cls, submissions: Sequence[Self]) -> None:
+        """The same for several of one kind."""
+        for submission in submissions:
+            submission.settle()
+
+
+def settle(submissions: Sequence[Submission]) -> None:
+    """Settle what was committed together: once for all, where they are of one kind."""
+    if len({type(submission) for submission in submissions}) == 1:
+        submissions[0].settle_all(submissions)
+        return
+    for submission in submissions:
+        submission.settle()
 
 
 class Awaited(Submission):

@@ -129,6 +129,7 @@ class Link:
             decode_responses=False,
         )
         self._pool = self._client.connection_pool
+        self._beginnings: dict[str, bytes] = {}
         #: Which process of the server we know, and whether it flushes every write before it answers.
         self.vouched = ""
 
@@ -150,8 +151,16 @@ class Link:
             await self._pool.release(connection)
 
     def _command(self, script: Script, arguments: Sequence[str | bytes | int], more: Sequence[bytes] = ()) -> bytes:
-        words = ("EVALSHA", script.sha, len(self.keys), *self.keys, *arguments)
-        return b"".join([b"*%d\r\n" % (len(words) + 2 * len(more)), *map(_bulk, words), *more])
+        count = 3 + len(self.keys) + len(arguments) + 2 * len(more)
+        return b"".join([b"*%d\r\n" % count, self._beginning(script), *map(_bulk, arguments), *more])
+
+    def _beginning(self, script: Script) -> bytes:
+        """What is the same in every call."""
+        known = self._beginnings.get(script.sha)
+        if known is None:
+            words = ("EVALSHA", script.sha, len(self.keys), *self.keys)
+            known = self._beginnings[script.sha] = b"".join([_bulk(word) for word in words])
+        return known
 
     async def _run(self, connection: AbstractConnection, script: Script, command: bytes) -> list[Any]:
         try:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from ..errors import StoreUnavailable
 from ..events import StoredEvent
 from ..ids import new_epoch
-from . import Appended, Retention, Submission
+from . import Appended, Retention, Submission, settle
 from .redis_history import History
 from .redis_link import Backoff, KeptConnection, may_have_run, new_writer, passes, unavailable
 from .redis_log import packed, seqs_of
@@ -48,15 +48,8 @@ class Append:
         #: Whether it may have been carried out, or be so yet.
         self.sent = False
 
-    def succeed(self, appended: Appended) -> None:
-        """It was stored."""
-        if not self.over:
-            self.over = True
-            self.submission.appended = appended
-            self.submission.settle()
-
     def fail(self, error: Exception) -> None:
-        """It was not, or nobody knows."""
+        """It was not stored, or nobody knows."""
         if not self.over:
             self.over = True
             self.submission.error = error
@@ -269,12 +262,17 @@ class _Way:
             event.seq = seq
         if events and current:
             self._history.acknowledged(events, names)
+        submissions: list[Submission] = []
         at = 0
         for job in group:
             after = at + len(job.packed)
             duplicates = sum(place in known for place in range(at, after)) if known else 0
-            job.succeed(Appended(seqs[at:after], duplicates))
+            if not job.over:
+                job.over = True
+                job.submission.appended = Appended(seqs[at:after], duplicates)
+                submissions.append(job.submission)
             at = after
+        settle(submissions)
 
     def _refuse(self, group: Sequence[Append], error: Exception) -> None:
         for job in group:

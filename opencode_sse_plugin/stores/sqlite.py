@@ -115,7 +115,8 @@ class SQLiteEventStore:
 
     def submit(self, submission: Submission) -> None:
         """As :meth:`append`; see :class:`.GroupingStore`."""
-        self._open_writer().submit(submission)
+        writer = self._writer or self._open_writer()
+        writer.submit(submission)
 
     async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
         return await self._open_reader().page(after, limit, max_bytes)

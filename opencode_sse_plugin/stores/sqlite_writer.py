@@ -13,7 +13,7 @@ from typing import Final
 
 from ..errors import StoreUnavailable
 from ..events import StoredEvent
-from . import Bounds, Evicted, Retention, StoreListener, Submission
+from . import Bounds, Evicted, Retention, StoreListener, Submission, settle
 from .sqlite_file import close_log, is_busy, open_log, patiently, transaction, unavailable
 from .sqlite_log import (
     Extent,
@@ -326,8 +326,7 @@ class Writer(Worker):
             try:
                 self._listener.visible(events)
             finally:
-                for submission in submissions:
-                    submission.settle()
+                settle(submissions)
                 if not self._handing:  # In the turn of those who were woken just now, not in the one after it.
                     self._hand_over_soon()
 

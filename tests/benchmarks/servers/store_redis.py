@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import uvloop
 from common import SIZE, TYPE, pin, properties, say
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -195,5 +196,6 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=1.0, help="how long one takes (1)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = parser.parse_args()
+    uvloop.install()  # As servers do.
     pin()
     asyncio.run(main(options.rounds, options.seconds, json=options.json))

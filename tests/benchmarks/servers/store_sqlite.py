@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
 
+import uvloop
 from common import TYPE, pin, properties, say
 
 from opencode_sse_plugin import Event, EventBus, Settings, StoredEvent
@@ -279,8 +280,6 @@ PARTS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 if __name__ == "__main__":
-    import uvloop
-
-    uvloop.install()
+    uvloop.install()  # As servers do.
     pin()
     asyncio.run(PARTS[sys.argv[1]](*sys.argv[2:]))
