@@ -75,7 +75,7 @@ class Log:
         )
         self.followers: set[Follower] = set()
         #: Who may hold publishers back.
-        self.blocking = Blocking()
+        self.blocking = Blocking(lambda: (Limits(self.head, self.channels.total_bytes), self._slice))
         self._moved = moved
         self._woken = woken
         self._usual = self._limits = limits
@@ -178,6 +178,7 @@ class Log:
         self.head = min(self.head, end)
         self.channels.truncate(end)
         self.bookmark(min(self.oldest_bookmark, end))
+        self.blocking.look_again()
         for follower in tuple(self.followers):
             follower.epoch_changed(end, gone)
         self._schedule_wake()
@@ -220,7 +221,9 @@ class Log:
             self._wake_some()
 
     def _wake_some(self) -> None:
-        if self.channels.wake_some():
+        more_to_wake = self.channels.wake_some()
+        self.blocking.more_room()
+        if more_to_wake:
             self._call_soon(self._wake_some)
             return
         self._call_soon(self._rest)  # Behind the turns of all that were woken.

@@ -20,7 +20,7 @@ from .edits import UNDECIDED, Cause, Edits
 from .events import Event, StoredEvent
 from .frames import Envelope
 from .log import Log
-from .overflow import Backlog, Block, Disconnect, Lag, OverflowPolicy, PolicyRegistry, ReadFromStore
+from .overflow import Backlog, Block, Disconnect, Lag, Limits, OverflowPolicy, PolicyRegistry, ReadFromStore
 from .plugins import Plugins
 from .settings import Settings
 from .stores import Evicted
@@ -370,6 +370,18 @@ class Position(Generic[Chunk]):
         self._blocks = getattr(policy, "blocks", False)
         self._log.blocking.set(self, self._blocks)
 
+    def has_room_for(self, slice: Limits) -> bool:
+        """Whether no publisher of a slice has to wait, now or once this reader is limited."""
+        if not self.limited or not self._live or self.ending is not None:
+            return True  # It will be limited when it is level, and then there is.
+        if self.index == self._channel.total:
+            self._late = False
+            return True
+        lag, limits = self.lag, self.subscriber.limits
+        return self._is_late(lag) or (
+            lag.events + slice.events <= limits.events and lag.bytes + slice.bytes <= limits.bytes
+        )
+
     def holds(self, events: Sequence[StoredEvent]) -> float | None:
         """For how many seconds its policy lets a publisher of these events wait; ``None`` if it need not."""
         if not self.limited or not self._live or self.ending is not None:
@@ -378,9 +390,8 @@ class Position(Generic[Chunk]):
             self._late = False
             return None  # What becomes visible at once fits whoever is level; this is asked of everyone.
         lag, limits = self.lag, self.subscriber.limits
-        if self._late and not limits.half.allow(lag):
+        if self._is_late(lag):
             return None
-        self._late = False
         if limits.allow(Lag(lag.events + len(events), lag.bytes + sum(len(event.payload) for event in events))):
             return None
         sizes = [event.size for event in events if self._channel.accepts(event)]
@@ -395,6 +406,10 @@ class Position(Generic[Chunk]):
     def too_late(self) -> None:
         """It kept a publisher for too long: it is on its policy's ``then`` until it is below half of its limits."""
         self._late = True
+
+    def _is_late(self, lag: Lag) -> bool:
+        self._late = self._late and not self.subscriber.limits.half.allow(lag)
+        return self._late
 
     def _backlog(self, lag: Lag) -> Backlog:
         return self._edits.backlog(

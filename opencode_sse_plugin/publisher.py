@@ -263,7 +263,7 @@ class Publisher:
             if taken and not self._log.fits_slice(count, size):
                 break
             taken.append(pending)
-        # Not one by one, since everyone is asked each time.
+        # Not one by one, since whoever is close to its limits is asked each time.
         while len(taken) > 1 and not blocking.has_room([event for pending in taken for event in pending.events]):
             taken = taken[: len(taken) // 2]
         return taken

@@ -136,6 +136,8 @@ class Subscription(Position[Chunk]):
         self.last_frame = self.writing_since = self._now()
         self.heartbeat_due = False
         if self._blocks:
+            if self._late and not self._is_late(self.lag):
+                self._log.blocking.look_again()
             self._log.blocking.more_room()
 
     def _written(self) -> None:
@@ -225,8 +227,6 @@ class Subscription(Position[Chunk]):
                     self.bytes_before += size
                     self.position = self.last_id = last
                     self.last_frame = self._now()
-                    if self._blocks:
-                        self._log.blocking.more_room()
                     if end == channel.total:
                         return
         self.wake()  # A big backlog goes on in turns with the others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -91,6 +92,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
+            start_new_session=True,  # Its children end with it, whatever they are in the middle of.
         )
         self._buffer = b""
 
@@ -104,7 +106,7 @@ class Child:
         try:
             process.communicate(timeout=5)  # The end of stdin is the sign to leave.
         except (subprocess.TimeoutExpired, BrokenPipeError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
     def tell(self, line: str) -> None:

@@ -225,6 +225,8 @@ static void readable(struct connection *c) {
             if (c->phase == HEAD) head(c, (size_t)got, now);
             else if (c->parsed) reads++, parse(c, raw, raw + got, now);
             else count_only(c, raw, (size_t)got);
+            /* The end of a body: servers keep the connection for seconds. No event ends in a nought. */
+            if (c->fd >= 0 && got >= 5 && !memcmp(raw + got - 5, "0\r\n\r\n", 5)) finish(c);
         }
     }
 }

@@ -25,6 +25,8 @@ class Results:
     unavailable: dict[str, str] = field(default_factory=dict)
     #: Microseconds of a publish with no subscriber, and of its JSON alone, by round.
     publish_cost: dict[str, list[float]] = field(default_factory=dict)
+    #: Seconds that all rounds of a row have taken.
+    took: dict[str, float] = field(default_factory=dict)
 
     def add(self, row: Row, server: str, measurement: Measurement) -> None:
         self.found.setdefault(row.name, {}).setdefault(server, []).append(measurement)
@@ -36,9 +38,9 @@ class Results:
         values = self.all_of(row, server, metric)
         return median(values) if values else None
 
-    def ratio(self, row: str, server: str, metric: Metric) -> float:
+    def ratio(self, row: str, server: str, metric: Metric, *, other_row: str = "") -> float:
         """Ours to a peer's: the median of the rounds, each with its neighbour in time, since machines drift."""
-        pairs = zip(self.all_of(row, OURS, metric), self.all_of(row, server, metric), strict=False)
+        pairs = zip(self.all_of(row, OURS, metric), self.all_of(other_row or row, server, metric), strict=False)
         return median(ours / theirs if theirs else float("inf") for ours, theirs in pairs)
 
 
@@ -60,7 +62,8 @@ def spread(values: Sequence[float]) -> str:
 
 def table(row: Row, results: Results) -> Iterator[str]:
     """One row as lines of text, a line a server, then its goals."""
-    yield row.title
+    took = f" ({results.took[row.name]:.0f} s)" if row.name in results.took else ""
+    yield row.title + took
     unit = {"cpu_us_per_event": "CPU us/event", "mb_per_cpu_second": "MB/CPU-s"}.get(row.figure, "deliv./CPU-s")
     titles = (unit, "spread", "ours/it", "arrived", "core", "ev./read", "p50 ms", "p99 ms", "KB idle")
     yield f"  {'':14}" + "".join(f"{title:>12}" for title in titles)
@@ -88,8 +91,8 @@ def table(row: Row, results: Results) -> Iterator[str]:
             lagged = sum(one.lagged for one in rounds)
             yield f"  {'':14}  {missing} events missing or repeated by cursor, {lagged} times a loss was reported"
     busy, arrived = results.median(row.name, OURS, "busy") or 0, results.median(row.name, OURS, "delivered") or 0
-    if busy >= SATURATED and arrived > 0.99:
-        joined = results.median(row.name, OURS, "together")
+    joined = results.median(row.name, OURS, "together")
+    if busy >= SATURATED and arrived > 0.99 and joined:
         yield f"  ! at its limit: ours joins {joined:.1f} events a write; its figure is the offered load, not its cost"
     for goal in row.goals:
         yield f"  {verdict(row, goal, results)}"
@@ -104,10 +107,9 @@ def verdict(row: Row, goal: Goal, results: Results) -> str:
     """Whether one goal is reached."""
     ours = results.median(row.name, OURS, goal.metric)
     name = NAMES[goal.metric]
-    if goal.peer is None:
-        base, what = 1.0, ""
-    else:
-        other, _, server = goal.peer.rpartition(":")
+    base, what, other, server = 1.0, "", "", ""
+    if goal.peer is not None:
+        other, server = goal.other_row, goal.peer.rpartition(":")[2]
         found = results.median(other or row.name, server, goal.metric)
         what = f" {'from that of' if goal.plus else 'x'} {server}" + (f" in row {other}" if other else "")
         if found is None:
@@ -119,10 +121,10 @@ def verdict(row: Row, goal: Goal, results: Results) -> str:
         return f"?        {name}: no figure of{what}"
     if goal.plus:
         ratio = ours - base
-    elif goal.peer in row.servers:
-        ratio = results.ratio(row.name, goal.peer, goal.metric)
+    elif goal.peer is not None:
+        ratio = results.ratio(row.name, server, goal.metric, other_row=other)
     else:
-        ratio = ours / base
+        ratio = ours
     shown = f"{ratio:+.1f} ms{what}" if goal.plus else f"{ratio:.3g}{what}"
     aim = "" if goal.aim is None else f", aim {goal.aim:g}"
     bound = "at least" if goal.more else "at most"

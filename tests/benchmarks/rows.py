@@ -38,6 +38,11 @@ class Goal:
     more: bool = True
     plus: bool = False
 
+    @property
+    def other_row(self) -> str:
+        """The row of the peer, where it is another one."""
+        return (self.peer or "").rpartition(":")[0]
+
 
 @dataclass(frozen=True)
 class Row:

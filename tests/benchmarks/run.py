@@ -1,6 +1,6 @@
 """The benchmark: our server beside its peers, in one run, interleaved; see ``--help``.
 
-    make bench                  every row, the median of 5 rounds (about half an hour)
+    make bench                  every row, the median of 5 rounds (about twenty minutes)
     make bench ARGS=--quick     one short round of the main rows, in about a minute
 
 The server runs on one core, the load client on another. The figure is deliveries per CPU-second of the server's
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from scenarios import measure
 
 COST = "publish-cost"
 RESULTS = Path("bench-results")
-QUICK = ("100", "1000", "5000", "10k", "filtered-1k", "replay", "stalled-none", "stalled-disconnect")
+QUICK = ("100", "1000", "5000", "10k", "replay", "stalled-none", "stalled-disconnect")
 
 
 def arguments() -> argparse.Namespace:
@@ -68,6 +69,17 @@ def chosen(options: argparse.Namespace) -> tuple[list[Row], bool]:
     return [row for row in kept if row.servers], COST in names and OURS in servers
 
 
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that are compared with each other together, so that their rounds alternate."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        others = [goal.other_row for goal in row.goals if goal.other_row and not goal.plus]
+        group = next((found[name] for name in others if name in found), [])
+        group.append(row)
+        found[row.name] = group
+    return list({id(group): group for group in found.values()}.values())
+
+
 def publish_cost(results: Results, rounds: int) -> None:
     server_cpu, _ = two_cores()
     environment = {} if server_cpu is None else {"BENCH_SERVER_CPU": str(server_cpu)}
@@ -103,20 +115,17 @@ def run(options: argparse.Namespace) -> int:
     print(f"{machine}; server on core {server_cpu}, load on core {load_cpu}")
     print(f"events of 300 bytes, {seconds:g} s a measurement, median of {rounds}, servers interleaved\n", flush=True)
     results = Results()
+    progress = Progress(rounds * sum(len(row.servers) for row in rows))
     stolen_before, ticks_before = stolen()
-    for row in rows:
+    for group in groups(rows):
         for number in range(rounds):
-            for server in row.servers:
-                name = f"{OURS} in row {row.name}" if server == OURS else server
-                if name in results.unavailable:
-                    continue
-                progress(f"{row.title}: round {number + 1} of {rounds}, {server}")
-                try:
-                    results.add(row, server, measure(server, row.shape, seconds))
-                except Unavailable as error:
-                    results.unavailable[name] = str(error)
-        progress("")
-        print("\n".join(table(row, results)), end="\n\n", flush=True)
+            for row in group:
+                for server in row.servers:
+                    progress.next(f"{row.title}: round {number + 1} of {rounds}, {server}")
+                    measure_cell(results, row, server, seconds)
+        progress.clear()
+        for row in group:
+            print("\n".join(table(row, results)), end="\n\n", flush=True)
     if cost:
         try:
             publish_cost(results, rounds)
@@ -136,10 +145,40 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def progress(text: str) -> None:
-    """What is going on, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+def measure_cell(results: Results, row: Row, server: str, seconds: float) -> None:
+    name = f"{OURS} in row {row.name}" if server == OURS else server
+    if name in results.unavailable:
+        return
+    begun = time.monotonic()
+    try:
+        results.add(row, server, measure(server, row.shape, seconds))
+    except Unavailable as error:
+        results.unavailable[name] = str(error)
+    results.took[row.name] = results.took.get(row.name, 0.0) + time.monotonic() - begun
+
+
+class Progress:
+    """What is going on, and how long it may take: in place on a terminal, else a line each.
+
+    :param cells: how many measurements there will be.
+    """
+
+    def __init__(self, cells: int) -> None:
+        self._cells = cells
+        self._done = 0
+        self._begun = time.monotonic()
+        self._in_place = sys.stderr.isatty()
+
+    def next(self, text: str) -> None:
+        took = time.monotonic() - self._begun
+        left = f", about {took / self._done * (self._cells - self._done) / 60:.1f} min left" if self._done else ""
+        self._done += 1
+        line = f"[{self._done}/{self._cells}{left}] {text}"
+        print(f"\r\033[K{line}" if self._in_place else f"{line}\n", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._in_place:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def configurations(results: Results) -> None:
@@ -158,6 +197,7 @@ def write(options: argparse.Namespace, results: Results, rounds: int, seconds: f
             for name, row in results.found.items()
         },
         "publish_cost_us": results.publish_cost,
+        "took_seconds": results.took,
         "unavailable": results.unavailable,
     }
     path: Path = options.json or RESULTS / "results.json"
@@ -175,6 +215,7 @@ def read(files: Sequence[Path]) -> tuple[Results, int, float]:
         body = json.loads(file.read_text())
         rounds, seconds = max(rounds, body["rounds"]), max(seconds, body["seconds"])
         results.unavailable |= body["unavailable"]
+        results.took |= body.get("took_seconds", {})
         if body["publish_cost_us"]:
             results.publish_cost = body["publish_cost_us"]
         for name, servers in body["rows"].items():

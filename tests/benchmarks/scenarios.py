@@ -141,7 +141,7 @@ def trace(server: str, shape: Shape, seconds: float) -> Measurement:
         load.ask("mark")
         before, begun = cpu_seconds(ready["pids"]), time.monotonic()
         for _ in range(2 if seconds < 2 else 3):
-            child.ask(f"trace {_DELTAS if server == 'opencode' else TRACE_SPEED}", 120)
+            child.ask(f"trace {_DELTAS if server == 'opencode' else TRACE_SPEED}", 60)
         count = _settle(load, "blocks", 30)
         took, used = time.monotonic() - begun, cpu_seconds(ready["pids"]) - before
         load.ask("stop")

@@ -36,7 +36,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = run(*small, "--servers", "ours,write() loop", "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 subscribers x 50 events/s" in done.stdout
+    assert "[1/2] 20 subscribers" in done.stderr
+    assert "[2/2, about " in done.stderr
+    assert "<svg" in file.with_suffix(".svg").read_text()
     results: dict[str, Any] = json.loads(file.read_text())
+    assert results["took_seconds"]["own"] > 2 * 1.5
     return results
 
 
@@ -57,6 +61,15 @@ def test_an_unknown_name_is_an_error_with_a_message() -> None:
     done = run("--servers", "nobody")
     assert done.returncode == 1
     assert "there is no nobody" in done.stderr
+
+
+def test_rows_that_are_compared_with_each_other_alternate() -> None:
+    code = "import rows, run; print(*[','.join(row.name for row in group) for group in run.groups(rows.ROWS)])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    groups = [group.split(",") for group in done.stdout.split()]
+    assert ["filtered-1k", "filtered-10k"] in groups
+    assert next(group for group in groups if "stalled-none" in group)[-1] == "stalled-block"
+    assert ["replay"] in groups
 
 
 def frame(seq: int) -> bytes:

@@ -33,7 +33,7 @@ def test_each_part_answers_with_figures(part: tuple[str, ...], names: set[str]) 
     assert all(value > 0 for value in found.values())
 
 
-@pytest.mark.parametrize("store", ["memory://", "sqlite:///"])
+@pytest.mark.parametrize("store", ["memory://", "sqlite:///", "redis://"])
 def test_parts_with_a_server_see_every_event(store: str) -> None:
     pytest.importorskip("uvicorn", reason="pip install uvicorn")
     done = run("servers/store_sqlite.py", "latency", store, "20")

@@ -1,4 +1,4 @@
-"""A host on a real uvicorn, and a client that tells how a body ended: after a final chunk, or without one."""
+"""A host on a real server, and a client that tells how a body ended: after a final chunk, or without one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Literal, TypeVar
 
 import httpx
-import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from starlette.types import ASGIApp
 
@@ -19,6 +18,7 @@ from opencode_sse_plugin import EventBus
 from opencode_sse_plugin.testing import Frame, parse_frame
 
 from . import witness
+from .running import Uvicorn
 
 TIMEOUT = 10.0
 #: Of each connection, so that a stalled reader is felt after some hundred kilobytes instead of some megabytes.
@@ -27,24 +27,44 @@ Result = TypeVar("Result")
 
 
 class Served:
-    """An app on uvicorn, in a thread, on a free port.
+    """An app on a server, in a thread, on a free port.
 
     :param bus: drained at the end, so that no open stream holds the server up.
-    :param uvloop: whether on uvloop. :param options: of ``uvicorn.Config``.
+    :param program: one of those in ``running``. :param uvloop: whether on uvloop. :param options: of the program.
     """
 
-    def __init__(self, app: ASGIApp, bus: EventBus, *, uvloop: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        bus: EventBus,
+        *,
+        program: Callable[..., Any] = Uvicorn,
+        uvloop: bool = False,
+        **options: Any,
+    ) -> None:
         self.bus = bus
         self._stack = ExitStack()
         portal = start_blocking_portal("asyncio", {"use_uvloop": uvloop})
         self._portal: BlockingPortal = self._stack.enter_context(portal)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, **options)
-        self.server = uvicorn.Server(config)
-        sock = socket.create_server(("127.0.0.1", 0))
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # For a program that opens one of its own.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        sock.bind(("127.0.0.1", 0))
         self.port: int = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._serving: Future[None] = self._portal.start_task_soon(self.server.serve, [sock])
+        self.server = program(app, sock, **options)
+        self._serving: Future[None] = self._portal.start_task_soon(self.server.work)
+        self._stack.callback(sock.close)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._wait_for_its_own()
+
+    def _wait_for_its_own(self) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not self._serving.done():
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self.port), TIMEOUT):
+                return
+            assert time.monotonic() < deadline, "the server does not listen"
+            time.sleep(0.01)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function, or await a coroutine function, on the server's event loop."""
@@ -86,15 +106,15 @@ class Served:
         """End it, its streams first."""
         with self._stack:
             self.call(self.bus.drain)
-            self.server.should_exit = True
+            self.call(self.server.stop)
             self._serving.result(TIMEOUT)
 
 
 class Reader:
     """One request over a real socket, read as it comes."""
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, **request: Any) -> None:
-        transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)])
+    def __init__(self, url: str, *, timeout: float = TIMEOUT, buffer: int = BUFFER, **request: Any) -> None:
+        transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)])
         self._client = httpx.Client(transport=transport, timeout=timeout, trust_env=False)
         self._response = self._client.send(self._client.build_request("GET", url, **request), stream=True)
         self._body: Iterator[bytes] = self._response.iter_raw()

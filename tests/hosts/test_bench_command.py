@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from opencode_sse_plugin import BasicPassword, EventBus, event_app
-from opencode_sse_plugin.cli import bench, main
+from opencode_sse_plugin.cli import main, measuring
 from opencode_sse_plugin.cli.reading import Blocks
 
 from .served import Served
@@ -91,7 +91,7 @@ def test_gaps_of_another_server_are_found(serve: Serve, measure: Callable[..., d
 def test_it_comes_back_after_an_end(
     serve: Serve, measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_RETRY", 0.02)
+    monkeypatch.setattr(measuring, "_RETRY", 0.02)
 
     async def three() -> AsyncIterator[int]:
         for number in (1, 2, 3):

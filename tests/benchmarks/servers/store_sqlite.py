@@ -13,8 +13,8 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
@@ -131,12 +131,28 @@ def resident() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@asynccontextmanager
+async def place(store: str, at: Path) -> AsyncIterator[str]:
+    """The URL of a store of a kind in a folder, its server started where it needs one."""
+    engine, mark, options = store.partition("?")
+    if engine != "redis://":
+        yield store if engine == "memory://" else f"{engine}{at / 'a.db'}{mark}{options}"
+        return
+    from store_redis import answering, start
+
+    server, url = start(str(at))
+    try:
+        await answering(url)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
 async def latency(store: str, events: int) -> None:
     """Milliseconds from the call of ``publish`` until the frame is read from a socket."""
     with folder() as at:
-        engine, mark, options = store.partition("?")
-        url = store if engine == "memory://" else f"{engine}{at / 'a.db'}{mark}{options}"
-        async with serving(Settings(store=url, retain_events=10_000)) as (bus, port):
+        async with place(store, at) as url, serving(Settings(store=url, retain_events=10_000)) as (bus, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /event HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             await reader.readuntil(b"server.connected")
