@@ -33,7 +33,7 @@ class Reader(Protocol):
     #: The channel's count of evicted events by type when retention overtook this reader; ``None`` if it did not.
     overtaken: Counter[str] | None
 
-    def give(self) -> None: ...
+    def give(self) -> bool: ...
 
 
 class Batch(NamedTuple, Generic[Chunk]):
@@ -61,6 +61,31 @@ class Channel(Generic[Chunk]):
     and ``base_bytes`` count those that have left it, ``total`` and ``total_bytes`` all.
     """
 
+    # Where everyone has a session of its own there is one for each.
+    __slots__ = (
+        "_behind",
+        "_directory",
+        "_evicted_types",
+        "_floor",
+        "_passes_all",
+        "base",
+        "base_bytes",
+        "dirty",
+        "disposals",
+        "envelope",
+        "events",
+        "filter",
+        "members",
+        "pages",
+        "readers",
+        "ready",
+        "since",
+        "suits",
+        "total",
+        "total_bytes",
+        "waiting",
+    )
+
     def __init__(self, filter: Filter, envelope: Envelope[Chunk], since: int) -> None:
         self.filter = filter
         self.envelope = envelope
@@ -75,6 +100,8 @@ class Channel(Generic[Chunk]):
         #: Indexes behind an ``server.instance.disposed`` of the one directory this channel is filtered to.
         self.disposals: list[int] = []
         self._passes_all = filter.everything
+        #: Whether every event found under one of its sessions passes its filter.
+        self.suits = filter == Filter(sessions=filter.sessions)
         self._directory = (
             next(iter(filter.directories)) if filter.directories and len(filter.directories) == 1 else None
         )
@@ -181,13 +208,17 @@ class Channel(Generic[Chunk]):
                 return found
         events: list[StoredEvent] = []
         size = 0
-        for event in self.between(index, self.total if stop is None else stop):
-            if events and size + len(event.payload) > BATCH_BYTES:
-                break
-            size += len(event.payload)
-            events.append(event)
+        if stop is None and index + 1 == self.total:
+            events.append(self.events[-1])
+            size = len(events[0].payload)
+        else:
+            for event in self.between(index, self.total if stop is None else stop):
+                if events and size + len(event.payload) > BATCH_BYTES:
+                    break
+                size += len(event.payload)
+                events.append(event)
         batch = Batch(self.envelope.batch(events, epoch), index + len(events), size, events[-1].seq)
-        if stop is None:
+        if stop is None and self.members > 1:
             if len(self.ready) >= _CACHED_BATCHES:
                 self.ready.clear()
             self.ready[index] = batch
@@ -214,6 +245,9 @@ class Channel(Generic[Chunk]):
         return self.disposals[at] if at < len(self.disposals) else None
 
 
+_Index = dict[str | None, list[Channel[object]]]
+
+
 class Channels:
     """All channels of a process, found by index, and the live window that bounds what they hold together.
 
@@ -229,11 +263,15 @@ class Channels:
         self.total_bytes = 0
         self._window: deque[tuple[StoredEvent, Sequence[Channel[object]], int]] = deque()
         self._channels: dict[tuple[Filter, str], Channel[object]] = {}
-        #: Under one of its sessions, else of its types where they are plain names, else under ``None``.
-        self._index: dict[tuple[str, str] | None, list[Channel[object]]] = {None: []}
+        #: Where an event finds them: under one of their sessions, else of their types where those are plain names.
+        self._by_session: _Index = {}
+        self._by_type: _Index = {}
+        self._others: _Index = {}
         self._dirty: list[Channel[object]] = []
         #: Who is to be given something by :meth:`wake_some`.
         self.to_wake: deque[Reader] = deque()
+        #: Whether a pump needs its turn before this wake-up is over: it was only woken, or was busy.
+        self.pumps_due = False
 
     def __iter__(self) -> Iterator[Channel[object]]:
         return iter(self._channels.values())
@@ -247,8 +285,8 @@ class Channels:
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = Channel(filter, envelope, since)
-            for place in _places(filter):
-                self._index.setdefault(place, []).append(channel)
+            for index, place in self._places(filter):
+                index.setdefault(place, []).append(channel)
         channel.members += 1
         return channel  # type: ignore[return-value]
 
@@ -257,10 +295,10 @@ class Channels:
         channel.members -= 1
         if channel.members == 0:
             del self._channels[(channel.filter, channel.envelope.name)]
-            for place in _places(channel.filter):
-                self._index[place].remove(channel)  # type: ignore[arg-type]
-                if place is not None and not self._index[place]:
-                    del self._index[place]
+            for index, place in self._places(channel.filter):
+                index[place].remove(channel)  # type: ignore[arg-type]
+                if not index[place]:
+                    del index[place]
 
     def publish(self, event: StoredEvent) -> None:
         """Make one event visible: give it to the channels it belongs to, let the window's oldest go."""
@@ -285,13 +323,24 @@ class Channels:
         self.total_bytes += sum([len(event.payload) for event in events])
 
     def _taking(self, event: StoredEvent) -> list[Channel[object]]:
-        index = self._index
-        taken = [channel for channel in index[None] if channel.accepts(event)]
-        if len(index) > 1:
-            for place in (("type", event.type), ("session", event.session or "")):
-                if place in index:
-                    taken += [channel for channel in index[place] if channel.accepts(event)]
+        taken: list[Channel[object]] = []
+        if self._others:
+            taken = [channel for channel in self._others[None] if channel.accepts(event)]
+        if self._by_type and (found := self._by_type.get(event.type)):
+            taken += [channel for channel in found if channel.accepts(event)]
+        if self._by_session and (found := self._by_session.get(event.session)):
+            for channel in found:
+                if channel.envelope.sees(event) if channel.suits else channel.accepts(event):
+                    taken.append(channel)
         return taken
+
+    def _places(self, filter: Filter) -> list[tuple[_Index, str | None]]:
+        """Where a channel is looked for: each event finds it at most once."""
+        if filter.sessions is not None:
+            return [(self._by_session, value) for value in filter.sessions]
+        if filter.types and not any("*" in value or "?" in value for value in filter.types[0]):
+            return [(self._by_type, value) for value in filter.types[0]]
+        return [(self._others, None)]
 
     def forget(self) -> None:
         """Empty the window."""
@@ -318,12 +367,15 @@ class Channels:
         for channel in dirty:
             channel.dirty = False
             self.to_wake.extend(channel.waiting)
+            if len(channel.waiting) < channel.members:
+                self.pumps_due = True
 
     def wake_some(self) -> bool:
         """Give to the next of them, so many that others on the event loop have their turn; whether more are left."""
         to_wake = self.to_wake
         for _ in range(min(WAKE_AT_ONCE, len(to_wake))):
-            to_wake.popleft().give()
+            if not to_wake.popleft().give():
+                self.pumps_due = True
         return bool(to_wake)
 
     def oldest(self, head: int) -> int:
@@ -336,12 +388,3 @@ class Channels:
         if offset < 0:
             return self.bytes
         return self.total_bytes - self._window[min(offset, len(self._window) - 1)][2]
-
-
-def _places(filter: Filter) -> list[tuple[str, str] | None]:
-    """Where a channel is looked for: each event finds it at most once."""
-    if filter.sessions is not None:
-        return [("session", value) for value in filter.sessions]
-    if filter.types and not any("*" in value or "?" in value for value in filter.types[0]):
-        return [("type", value) for value in filter.types[0]]
-    return [None]

@@ -213,6 +213,8 @@ class Log:
     def wake(self) -> None:
         """Wake everyone who got something: once for all that has come since the last time."""
         self._wake_scheduled = False
+        if not self._waking:
+            self.channels.pumps_due = False
         self.channels.gather()
         if not self._waking:
             self._waking = True
@@ -226,12 +228,17 @@ class Log:
         if more_to_wake:
             self._call_soon(self._wake_some)
             return
-        self._call_soon(self._rest)  # Behind the turns of all that were woken.
+        # Where a few were given what has come, and nobody else has to be waited for, a turn more would cost as much.
+        at_once = not (self._many or self.channels.pumps_due or self._waiting_for_head)
+        if not at_once:
+            self._call_soon(self._rest)  # Behind the turns of all that were woken.
         if self._waiting_for_head:
             waiting, self._waiting_for_head = self._waiting_for_head, set()
             for follower in waiting:
                 follower.wake()
         self._woken()
+        if at_once:
+            self._rest()
 
     def _rest(self) -> None:
         """A wake-up of many is followed by a rest: the event loop belongs to the host, and what

@@ -122,8 +122,8 @@ class Position(Generic[Chunk]):
         """There is something to look at."""
         raise NotImplementedError
 
-    def give(self) -> None:
-        """There are more events."""
+    def give(self) -> bool:
+        """There are more events; whether nothing is left to do."""
         raise NotImplementedError
 
     @property

@@ -207,8 +207,10 @@ class Subscription(Position[Chunk]):
         self._waiting = False
         self._channel.waiting.pop(self, None)
 
-    def give(self) -> None:
+    def give(self) -> bool:
         """More has come: write it in place of a pump that waits, or let the pump look.
+
+        :return: ``False`` for the latter.
 
         A pump waits only where nothing but events can come next, and whatever changes that calls :meth:`wake`.
         """
@@ -217,7 +219,7 @@ class Subscription(Position[Chunk]):
             channel, index = self._channel, self.index
             count = channel.total - index
             if not count:
-                return
+                return True
             if index >= channel.base and not channel.disposals and (count == 1 or self._within_limits(count)):
                 chunk, end, size, last = channel.ready.get(index) or channel.batch(index, self._log.epoch)
                 if write(chunk):
@@ -228,8 +230,9 @@ class Subscription(Position[Chunk]):
                     self.position = self.last_id = last
                     self.last_frame = self._now()
                     if end == channel.total:
-                        return
+                        return True
         self.wake()  # A big backlog goes on in turns with the others.
+        return False
 
     def wake(self) -> None:
         """Let a waiting pump look again. From here on it is the pump's: two writers must never meet."""

@@ -2,8 +2,9 @@
  *
  *   loop [--cpu C]
  *
- * Says {"ready": …, "port": …} on stdout, then obeys "publish RATE SECONDS …" on stdin like the other servers: events of
- * 300 bytes of JSON, all that are due at a wake-up in one write() per connection, at most WAKEUPS wake-ups a second. */
+ * Says {"ready": …, "port": …} on stdout, then obeys "publish RATE SECONDS SESSIONS" on stdin like the other servers:
+ * events of 300 bytes of JSON, all that are due at a wake-up in one write() per connection, at most WAKEUPS wake-ups a
+ * second. With sessions, each event goes to one connection in turn. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -72,7 +73,7 @@ static int give(struct peer *p, const char *from, size_t length) {
     return 1;
 }
 
-static void publish(double rate, double seconds) {
+static void publish(double rate, double seconds, int sessions) {
     static char out[(EVENT + 16) * BATCH + 32];
     double wakeups = rate < WAKEUPS ? rate : WAKEUPS;
     uint64_t begun = now_ns(), end = begun + (uint64_t)(seconds * 1e9);
@@ -86,9 +87,11 @@ static void publish(double rate, double seconds) {
         if (target > due || now >= end) batch = due - done;
         if (batch <= 0) continue;
         if (batch > BATCH) batch = BATCH;
-        size_t length = frames(out, batch);
-        for (int i = 0; i < connected; i++)
+        size_t length = frames(out, sessions ? 1 : batch);
+        for (int i = 0; !sessions && i < connected; i++)
             if (!give(&peers[i], out, length)) dropped += batch;
+        for (long i = done; sessions && i < done + batch; i++)
+            if (!give(&peers[i % connected], out, length)) dropped++;
         done += batch, woken++;
     }
     for (int i = 0; i < connected; i++) /* what is left of a frame must go out, or the count is short */
@@ -155,10 +158,11 @@ int main(int argc, char **argv) {
             else {
                 char line[256];
                 double rate, seconds;
+                int sessions = 0;
                 ssize_t got = read(0, line, sizeof line - 1);
                 if (got <= 0) return 0;
                 line[got] = 0;
-                if (sscanf(line, "publish %lf %lf", &rate, &seconds) == 2) publish(rate, seconds);
+                if (sscanf(line, "publish %lf %lf %d", &rate, &seconds, &sessions) >= 2) publish(rate, seconds, sessions);
             }
         }
     }

@@ -101,7 +101,7 @@ ROWS: Final = (
     Row(
         "1000",
         "1000 subscribers x 1000 events/s",
-        Shape(1000, 1000),
+        Shape(1000, 1000, turns=True),
         (OURS, NCHAN, LOOP),
         (
             Goal("per_cpu_second", NCHAN, 5, 7),
@@ -134,7 +134,7 @@ ROWS: Final = (
         "filtered-1k",
         "1000 subscribers, each its own session, 1000 events/s over all",
         Shape(1000, 1000, sessions=True, settings=_LONG_LOG),
-        (OURS, NCHAN),
+        (OURS, NCHAN, LOOP),
         (Goal("cpu_us_per_event", None, 20, 12, more=False), Goal("delivered", None, 1)),
         figure="cpu_us_per_event",
     ),
@@ -142,7 +142,7 @@ ROWS: Final = (
         "filtered-10k",
         "10 000 subscribers, each its own session, 1000 events/s over all",
         Shape(10_000, 1000, sessions=True, settings=_LONG_LOG),
-        (OURS, NCHAN),
+        (OURS, NCHAN, LOOP),
         (
             Goal("cpu_us_per_event", None, 20, 12, more=False),
             Goal("cpu_us_per_event", f"filtered-1k:{OURS}", 1.1, more=False),

@@ -7,6 +7,7 @@ all events that are due at a wake-up: a faster rate means more events a wake-up,
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -121,6 +122,8 @@ async def _obey(publish: Publish, commands: Commands) -> None:
         word, *parameters = line.decode().split()
         if word in commands:
             say(**await commands[word](*parameters))
+        elif word == "settle":
+            say(unreachable=gc.collect())
         elif word == "publish":
             rate, seconds, sessions = parameters
             schedule = Schedule(float(rate), float(seconds))
@@ -142,7 +145,7 @@ def serve(app: Any, publish: Publish, about: str, commands: Commands | None = No
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
-        say(ready=True, port=listener.getsockname()[1], pids=[os.getpid()], about=about)
+        say(ready=True, port=listener.getsockname()[1], pids=[os.getpid()], about=about, settles=True)
         await _obey(publish, commands or {})
         # Not a matter of measuring how thousands of streams end.
         os._exit(0)
