@@ -313,11 +313,22 @@ class Channels:
         self.total_bytes += size
         window = self._window
         window.append((event, taken, self.total_bytes))
-        while len(window) > self.max_events or (self.bytes > self.max_bytes and len(window) > 1):
-            self._evict_oldest()
+        if len(window) > self.max_events or self.bytes > self.max_bytes:
+            self._evict(self.max_events, self.max_bytes)
+
+    def keep(self, events: Sequence[StoredEvent]) -> None:
+        """Let events into the window for which there is no channel."""
+        total, window = self.total_bytes, self._window
+        for event in events:
+            total += len(event.payload)
+            window.append((event, (), total))
+        self.bytes += total - self.total_bytes
+        self.total_bytes = total
+        if len(window) > self.max_events or self.bytes > self.max_bytes:
+            self._evict(self.max_events, self.max_bytes)
 
     def skip(self, events: Sequence[StoredEvent]) -> None:
-        """Let events pass that a store keeps and nobody is there to be given."""
+        """Let events pass for which there is no channel, and which a store keeps."""
         if self._window:
             self.forget()
         self.total_bytes += sum([len(event.payload) for event in events])
@@ -344,14 +355,17 @@ class Channels:
 
     def forget(self) -> None:
         """Empty the window."""
-        while self._window:
-            self._evict_oldest()
+        self._evict(0, -1)
 
-    def _evict_oldest(self) -> None:
-        old, channels, _ = self._window.popleft()
-        self.bytes -= len(old.payload)
-        for channel in channels:
-            channel.evict_oldest()
+    def _evict(self, most: int, most_bytes: int) -> None:
+        """Let the oldest go until so much is left at most; the newest stays, unless nothing may."""
+        window, size = self._window, self.bytes
+        while len(window) > most or (size > most_bytes and len(window) > 1):
+            old, channels, _ = window.popleft()
+            size -= len(old.payload)
+            for channel in channels:
+                channel.evict_oldest()
+        self.bytes = size
 
     def truncate(self, end: int) -> None:
         """Forget everything beyond a sequence number."""

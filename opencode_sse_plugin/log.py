@@ -141,8 +141,7 @@ class Log:
         """Take what follows in the store: a slice is shown at once, the rest after the readers had their turn."""
         if not self.followers and not self._arrivals:
             if self.window_is_store:
-                for event in events:
-                    self.channels.publish(event)
+                self.channels.keep(events)
             else:
                 self.channels.skip(events)
             self.head = events[-1].seq
