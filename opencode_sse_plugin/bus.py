@@ -8,7 +8,6 @@ import os
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -26,7 +25,7 @@ from .clock import Clock, SystemClock
 from .deliveries import Deliveries
 from .delivery import DeliveryClasses
 from .delivery_table import builtin_delivery_classes
-from .errors import BusClosed, ConfigurationError, Reject
+from .errors import BusClosed, ConfigurationError
 from .events import Cursor, Event, Scope
 from .filters import Filter
 from .frames import OBJECT, Delivery, Envelope
@@ -37,6 +36,7 @@ from .overflow import Limits, OverflowPolicy, PolicyRegistry
 from .plugins import Plugins
 from .policies import builtin_policies
 from .publisher import Publisher, closed
+from .roster import Roster
 from .settings import Settings
 from .siblings import has_siblings
 from .signals import chained_signals
@@ -53,7 +53,6 @@ logger = logging.getLogger("opencode_sse")
 Chunk = TypeVar("Chunk")
 
 State = Literal["new", "running", "draining", "closed"]
-_COUNTERS: Final = ("attached", "rejected", "overflows", "delivered", "dropped", "merged")
 _FINISH_PUBLISHES: Final = 1.0
 _FINISH_PLUGINS: Final = 5.0
 _FINISH_LEAVING: Final = 0.5
@@ -121,14 +120,12 @@ class EventBus:
         self.store = store if store is not None else self.stores.create(self.settings.store, self.settings)
         self.clock: Clock = clock or SystemClock()
         self._ids = event_ids()
-        self._subscriptions: dict[Subscription[Any], None] = {}
         self._state: State = "new"
         self._tasks: anyio.abc.TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
         self._started_at = 0.0
-        self._left = anyio.Event()
         self._after_drain: Callable[[], None] | None = None
-        self._counters = Counter({name: 0 for name in _COUNTERS})
+        self._roster = Roster(self.settings, self.plugins, self.policies, lambda: self._state == "running")
 
     # Running.
 
@@ -196,10 +193,10 @@ class EventBus:
         self._thread = threading.get_ident()
         self._token = anyio.lowlevel.current_token()
         self._publisher = Publisher(self.log, self.plugins, settings, self._ids)
-        self._services = Services(
-            self.log, settings, self.plugins, self.policies, self.delivery, self.clock, self._ids, self._counters
+        self._roster.services = Services(
+            self.log, settings, self.plugins, self.policies, self.delivery, self.clock, self._ids, self._roster.counters
         )
-        self._liveness = Liveness(self.log, settings, self.plugins, self.clock, self._subscriptions)
+        self._liveness = Liveness(self.log, settings, self.plugins, self.clock, self._roster.subscriptions)
         self._started_at = time.time()
         for task in (
             self.log.show_arrivals,
@@ -258,7 +255,7 @@ class EventBus:
         # Whoever asked may be cancelled while this goes on, but half a drain would leave everybody waiting for ever.
         with anyio.CancelScope(shield=True):
             await self._publisher.finish(_FINISH_PUBLISHES)
-            await draining.end_streams(self._subscriptions, self.settings.retry, self._one_left)
+            await draining.end_streams(self._roster.subscriptions, self.settings.retry, self._roster.one_left)
             with anyio.move_on_after(_FINISH_PLUGINS):
                 await self.plugins.shutdown(self)
             await self.store.close()
@@ -267,10 +264,6 @@ class EventBus:
         if self._tasks is not None and self._runner is not None:
             self._tasks.cancel_scope.cancel()
             self._runner = None
-
-    async def _one_left(self) -> None:
-        self._left = anyio.Event()
-        await self._left.wait()
 
     def drain_soon(self, then: Callable[[], None] | None = None) -> None:
         """Begin to drain, from a callback of the event loop: not a task, so that no task can be started there.
@@ -298,8 +291,8 @@ class EventBus:
         await self.drain()
         if self._after_drain is not None:
             with anyio.move_on_after(_FINISH_LEAVING, shield=True):
-                while self._subscriptions:
-                    await self._one_left()
+                while self._roster.subscriptions:
+                    await self._roster.one_left()
             self._after_drain()
 
     # Publishing.
@@ -460,21 +453,7 @@ class EventBus:
 
         :raises Reject: if a plugin refuses, the bus drains, or there are ``max_subscribers`` already.
         """
-        self._refuse_if_full()
-        try:
-            await self.plugins.subscriber_attach(subscriber, request)
-            self._refuse_if_full()  # Others may have come while the plugins looked.
-        except Reject:
-            self._counters["rejected"] += 1
-            raise
-        if subscriber.mode == "live" and subscriber.start.cursor is not None:
-            subscriber.mode = "resume"
-        if subscriber.policy is None:
-            subscriber.policy = self._policy_for(subscriber)
-        subscription = Subscription(self._services, subscriber, envelope)
-        self._subscriptions[subscription] = None
-        self._counters["attached"] += 1
-        return subscription
+        return await self._roster.attach(subscriber, envelope, request)
 
     def set_overflow_policy(self, subscriber: Subscriber, policy: OverflowPolicy | str) -> None:
         """Put another policy in charge of a live subscriber, as a hook or route knows it.
@@ -483,36 +462,11 @@ class EventBus:
 
         :raises ConfigurationError: for an unknown policy or parameter. :raises LookupError: if it has left.
         """
-        chosen = self.policies.of(policy)
-        for subscription in self._subscriptions:
-            if subscription.subscriber is subscriber:
-                subscription.set_policy(chosen)
-                return
-        raise LookupError(f"subscriber {subscriber.id} is not attached")
+        self._roster.set_overflow_policy(subscriber, self.policies.of(policy))
 
     def detach(self, subscription: Subscription[Any]) -> None:
         """A subscriber left."""
-        if self._subscriptions.pop(subscription, self) is None:
-            subscription.close()
-            subscription.subscriber.position = Cursor(self.epoch, subscription.position)
-            self._left.set()
-            self.plugins.subscriber_detach(subscription.subscriber, subscription.reason)
-
-    def _refuse_if_full(self) -> None:
-        if self._state != "running":
-            raise Reject(503, "the event stream is draining", {"Retry-After": "1"})
-        if len(self._subscriptions) >= self.settings.max_subscribers:
-            raise Reject(503, f"there are {self.settings.max_subscribers} subscribers already", {"Retry-After": "5"})
-
-    def _policy_for(self, subscriber: Subscriber) -> OverflowPolicy:
-        chosen = self.plugins.overflow_policy(subscriber)
-        if chosen is not None and not isinstance(chosen, str):
-            return chosen
-        try:
-            return self.policies.create(chosen or self.settings.overflow)
-        except ConfigurationError as error:
-            logger.error("sse_overflow_policy chose %r, %s is taken: %s", chosen, self.settings.overflow, error)
-            return self.policies.create(self.settings.overflow)
+        self._roster.detach(subscription)
 
     # Looking.
 
@@ -521,13 +475,8 @@ class EventBus:
 
         :param caller: show only what this grant may see; ``None`` shows all.
         """
-        now, log = self.clock.now(), self.log
         held: Mapping[str, int] = getattr(self.store, "statistics", dict)()
-        seen = [
-            subscription.statistics(now)
-            for subscription in self._subscriptions
-            if caller is None or caller.filter.everything or subscription.subscriber.caller == caller.caller
-        ]
+        log, roster = self.log, self._roster
         return {
             "pid": os.getpid(),
             "state": self._state,
@@ -539,13 +488,7 @@ class EventBus:
                 "latest": log.head,
                 **held,
             },
-            "subscribers": seen,
+            "subscribers": roster.statistics(self.clock.now(), caller),
             "plugins": [info.to_dict() for info in self.plugins.info()],
-            "counters": self._sums(),
+            "counters": {**self._publisher.counters, "failed": self.plugins.failed_publishes, **roster.sums()},
         }
-
-    def _sums(self) -> dict[str, int]:
-        sums = self._counters.copy()
-        for subscription in self._subscriptions:
-            sums.update({name: getattr(subscription, name) for name in ("delivered", "dropped", "merged")})
-        return {**self._publisher.counters, "failed": self.plugins.failed_publishes, **sums}

@@ -43,7 +43,7 @@ class Reader:
             for event in publish[: len(publish) // 2]:
                 await bus.publish(event)
             if switch:
-                subscription = next(iter(bus._subscriptions))
+                subscription = next(iter(bus._roster.subscriptions))
                 bus.set_overflow_policy(subscription.subscriber, switch)
             for event in publish[len(publish) // 2 :]:
                 await bus.publish(event)
