@@ -217,10 +217,13 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._response(Request(scope, receive, send))
         try:
-            if not isinstance(response, EventStreamResponse) or not response.can_be_stepped(scope, send):
+            if not isinstance(response, EventStreamResponse):
                 await response(scope, receive, send)
                 return
             try:
+                if not response.can_be_stepped(scope, receive, send):
+                    await response(scope, receive, send)
+                    return
                 while await response.give(scope, send):
                     await response.subscription.news()
                 response.finish(scope, send)

@@ -23,13 +23,15 @@ _KNOWN: Final = ("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.http
 def supports(scope: Scope, send: Send) -> bool:
     """Whether chunks may be written behind this ``send``."""
     cycle = getattr(send, "__self__", None)
+    transport = getattr(cycle, "transport", None)
     return (
         type(cycle).__module__ in _KNOWN
         and getattr(send, "__name__", "") == "send"
         and scope.get("http_version") == "1.1"  # Before that there are no chunks.
         and hasattr(cycle, "disconnected")
         and hasattr(getattr(cycle, "flow", None), "write_paused")
-        and callable(getattr(getattr(cycle, "transport", None), "write", None))
+        and callable(getattr(transport, "write", None))
+        and callable(getattr(transport, "is_closing", None))
         and on_asyncio()
     )
 
@@ -37,7 +39,7 @@ def supports(scope: Scope, send: Send) -> bool:
 class Writer:
     """Writes to one connection while its pump waits."""
 
-    __slots__ = ("_cycle", "_flow", "_write")
+    __slots__ = ("_cycle", "_flow", "_is_closing", "_write")
 
     #: The newest chunk and its frame: readers of one channel are woken one after the other.
     _framed: tuple[bytes, bytes] = (b"", b"")
@@ -46,13 +48,15 @@ class Writer:
         self._cycle: Any = send.__self__  # type: ignore[attr-defined]
         self._flow: Any = self._cycle.flow
         self._write = self._cycle.transport.write
+        # In a pipeline of requests uvicorn tells only the newest that the client left; asyncio writes into the void.
+        self._is_closing = self._cycle.transport.is_closing
 
     def __call__(self, chunk: bytes) -> bool:
         """Write a chunk.
 
         :return: ``False`` if it is the pump's business: the connection is closed, or its buffer is full.
         """
-        if self._flow.write_paused or self._cycle.disconnected:
+        if self._flow.write_paused or self._cycle.disconnected or self._is_closing():
             return False
         known, framed = Writer._framed
         if known is not chunk:

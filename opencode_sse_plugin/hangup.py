@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal, Protocol
 
-from starlette.types import Send
+from starlette.types import Receive, Send
 
 from .wakeup import woken_future
 
@@ -24,12 +24,20 @@ class Leaver(Protocol):
     def end(self, reason: str) -> None: ...
 
 
-def can_tell(send: Send) -> bool:
+def can_tell(receive: Receive, send: Send) -> bool:
     """Whether the cycle behind a server's own ``send`` tells when its client leaves: it has the event, and the request
-    is complete, so that nothing is left to be received but that."""
+    is complete, so that nothing is left to be received but that.
+
+    Not where ``receive`` is not its own: whoever wrapped it may say that the client left, and has to be asked.
+    """
     cycle: Any = getattr(send, "__self__", None)
     event = getattr(cycle, "message_event", None)
-    return isinstance(event, asyncio.Event) and getattr(cycle, "more_body", None) is False
+    return (
+        getattr(receive, "__self__", None) is cycle
+        and isinstance(event, asyncio.Event)
+        and getattr(cycle, "more_body", None) is False
+        and callable(getattr(getattr(cycle, "flow", None), "resume_reading", None))
+    )
 
 
 class Hangup:

@@ -17,10 +17,11 @@ from .log import Log
 from .plugins import Plugins
 from .settings import Settings
 from .stores import Appended, Submission
-from .wakeup import Bell, bells, new_bell
+from .wakeup import Bell, bells
 
 #: How much longer than its deadline a store may take to say that it failed, in seconds.
 _GRACE: Final = 1.0
+_DRAINING: Final = "the bus is draining and the store did not answer in time"
 
 
 class _Pending(Submission):
@@ -69,9 +70,9 @@ class Publisher:
         self._buffer: deque[_Pending] = deque()
         self._buffered = 0
         self._new_bell = bells()
-        self._more = new_bell()
-        self._unwatched = new_bell()
-        self._watched = False
+        self._more = self._new_bell()
+        self._unwatched = self._new_bell()
+        self._watched = self._finished = False
         #: Where somebody waits for the buffer to shrink.
         self._less: anyio.Event | None = None
         self.published = self.duplicates = self.vetoed = 0
@@ -163,6 +164,8 @@ class Publisher:
             return appended
         since = anyio.current_time() if log.blocking else 0.0
         while True:
+            if self._finished:
+                raise StoreUnavailable(_DRAINING)
             if self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
                 await self._shrunk()
             elif self._submit is not None and log.waiting:
@@ -336,10 +339,10 @@ class Publisher:
             while self._buffered:
                 await self._shrunk()
             await self._log.pace()
-            return
+        self._finished = True
         left = (*self._submitted, *self._buffer)
         for pending in left:
-            pending.error = StoreUnavailable("the bus is draining and the store did not answer in time")
+            pending.error = StoreUnavailable(_DRAINING)
         self._submitted.clear()
         self._end(left)
 

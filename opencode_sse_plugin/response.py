@@ -64,11 +64,11 @@ class EventStreamResponse:
         finally:
             self.close()
 
-    def can_be_stepped(self, scope: Scope, send: Send) -> bool:
+    def can_be_stepped(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether it notices without a task that its client leaves, and a write ends with the connection. From then on
         it does, until it is closed."""
         behind = transport.unwrapped(send)
-        if direct.supports(scope, behind) and hangup.can_tell(behind):
+        if direct.supports(scope, behind) and hangup.can_tell(receive, behind):
             self._hangup = hangup.Hangup(behind, self.subscription)
             self.subscription.wait_at(self._hangup)
         return self._hangup is not None

@@ -115,4 +115,8 @@ class LoopbackGuard:
                 response = JSONResponse({"error": f"origin {origin!r} is not allowed", "parameter": "origin"}, 403)
                 return await response(scope, receive, send)
             scope[OWN_SEND] = send
+            try:
+                return await self._app(scope, receive, send)
+            finally:
+                del scope[OWN_SEND]  # Else what belongs to the request would be a cycle, left to the garbage collector.
         await self._app(scope, receive, send)

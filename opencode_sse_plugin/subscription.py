@@ -242,6 +242,7 @@ class Subscription(Position[Chunk]):
 
     def close(self) -> None:
         """Give everything back; the pump is gone."""
+        self._stop_waiting()
         self._channel.leave(self)
         self._log.blocking.set(self, False)
         self._log.channels.release(self._channel)

@@ -38,7 +38,10 @@ _peers: Final = Peers()
 def unwrapped(send: Send) -> Send:
     """The ``send`` behind Starlette's CORS middleware, which changes nothing but the start of a response."""
     while isinstance(send, partial) and getattr(send.func, "__func__", None) is CORSMiddleware.send:
-        send = send.keywords["send"]
+        behind: Send | None = send.keywords.get("send")
+        if behind is None:
+            break
+        send = behind
     return send
 
 

@@ -173,7 +173,8 @@ class Submission:
         self.error: Exception | None = None
 
     def settle(self) -> None:
-        """Called on the event loop, once, when the events are as durable as the store promises and were told."""
+        """Called on the event loop, once, when the events are as durable as the store promises; behind the telling of
+        them, unless others' events before them have to be told first."""
         raise NotImplementedError
 
     @classmethod
@@ -213,8 +214,8 @@ class Awaited(Submission):
 
 
 class GroupingStore(EventStore, Protocol):
-    """A store that puts into one commit all that came while it was at the one before; on asyncio the bus then hands it
-    each publish by itself, and waits for none of them before the next."""
+    """A store that puts into one commit all that came while it was at the one before; the bus then hands it each
+    publish by itself, and waits for none of them before the next. They are stored in the order of their submission."""
 
     def submit(self, submission: Submission) -> None:
         """As ``append``, in the order of the calls; what becomes of it is told to the submission.

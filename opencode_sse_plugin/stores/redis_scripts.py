@@ -206,7 +206,8 @@ _APPEND: Final = f"""
 local mine, last_seq, last_name, epoch, vouched, writer = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local number, now, more_bytes = tonumber(ARGV[7]), clock(ARGV[8]), tonumber(ARGV[9])
 local keep_events, keep_bytes, keep_age = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
-local before, count = 12, (#ARGV - 12) / 2
+local after, after_number = ARGV[13], tonumber(ARGV[14])
+local before, count = 14, (#ARGV - 14) / 2
 local wrong = load(writer)
 if wrong then
   return wrong
@@ -220,6 +221,13 @@ if log and log.field then
     return answer
   elseif of > number then
     return {{'STALE'}}
+  end
+end
+-- What was submitted before is stored before, and may come another way.
+if after ~= '' then
+  local stored = log and redis.call('HGET', meta, after)
+  if not stored or tonumber(string.match(stored, '^%d+')) < after_number then
+    return {{'EARLY'}}
   end
 end
 if not log or not is_same_replid() then

@@ -61,11 +61,39 @@ class Append:
         return "whether it was stored is not known" if self.sent else "nothing was stored"
 
 
+class Batch:
+    """What goes into one call.
+
+    :param name: of its writer. :param number: in the order of that writer's batches. :param before: what was submitted
+        before this one, whichever way it goes; this one is stored behind it.
+    """
+
+    __slots__ = ("before", "done", "jobs", "name", "number")
+
+    def __init__(self, jobs: Sequence[Append], name: str, number: int, before: Batch | None) -> None:
+        self.jobs = jobs
+        self.name = name
+        self.number = number
+        self.before = before
+        self.done = asyncio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for any of it."""
+        return all(job.over for job in self.jobs)
+
+    def finish(self) -> None:
+        """It is stored, or never will be."""
+        self.before = None  # Which would keep the one before it, and so on.
+        self.done.set()
+
+
 class Writer:
     """Appends what is queued, until its ways end.
 
     Mostly one call is on its way and all that comes meanwhile goes into the next. Where much waits, half of it goes
-    another way at the same time, so that the server has something to do while we put a call together.
+    another way at the same time, so that the server has something to do while we put a call together; the script sees
+    to it that they are stored in the order of their submission, whatever happens to either.
 
     :param patience: how long a publisher waits for the server, in seconds.
     """
@@ -86,6 +114,8 @@ class Writer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._watching = False
+        #: What was taken from the queue last.
+        self.last: Batch | None = None
         self.ways = _Way(self, self._more), _Way(self, self._much)
 
     @property
@@ -182,54 +212,62 @@ class _Way:
             self._wanted.clear()
             while group := self._writer.take(self):
                 self.sending = group
-                await self._store(group)
+                self._number += 1
+                batch = self._writer.last = Batch(group, self._name, self._number, self._writer.last)
+                try:
+                    await self._store(batch)
+                finally:
+                    batch.finish()
                 self.sending = ()
 
-    async def _store(self, group: Sequence[Append]) -> None:
+    async def _store(self, batch: Batch) -> None:
         """Call until there is an answer, or nobody waits for one."""
-        self._number += 1
         backoff, ambiguous = Backoff(), False
         while True:
-            for job in group:
+            for job in batch.jobs:
                 job.sent = True
             try:
-                await self._call(group)
+                await self._call(batch)
                 self._writer.trouble = None
                 return
             except (RedisError, OSError, TimeoutError, StoreUnavailable) as error:
                 self._writer.trouble = error
                 if not passes(error):
-                    self._refuse(group, unavailable(self._link.where, error))
+                    self._refuse(batch, unavailable(self._link.where, error))
                     return
                 ambiguous = ambiguous or may_have_run(error)
             except Exception as error:
                 logger.exception("appending to event store %s failed", self._link.where)
-                self._refuse(group, error)
+                self._refuse(batch, error)
                 return
-            for job in group:
+            for job in batch.jobs:
                 job.sent = ambiguous
             await self._link.forget_connections()
             await backoff.wait()
-            if all(job.over for job in group):
+            if batch.is_over:
                 return
 
-    async def _call(self, group: Sequence[Append]) -> None:
-        events = [event for job in group for event in job.submission.events]
-        names = [name for job in group for name, _ in job.packed]
-        arguments = [both for job in group for _, both in job.packed]
-        size = sum(job.bytes for job in group)
+    async def _call(self, batch: Batch) -> None:
+        events = [event for job in batch.jobs for event in job.submission.events]
+        names = [name for job in batch.jobs for name, _ in job.packed]
+        arguments = [both for job in batch.jobs for _, both in job.packed]
+        size = sum(job.bytes for job in batch.jobs)
         while True:
-            asked = self._history.epoch
+            asked, before = self._history.epoch, batch.before
+            if before is not None and before.done.is_set():
+                before = None
             answer = await self.kept.call(
                 APPEND,
                 *self._history.evidence,
                 new_epoch(),
                 self._link.vouched,
-                self._name,
-                self._number,
+                batch.name,
+                batch.number,
                 "" if self._writer.now is None else int(self._writer.now() * 1000),
                 size,
                 *self._writer.retention,
+                "" if before is None else before.name,
+                0 if before is None else before.number,
                 more=arguments,
             )
             if answer[0] == b"WHO":
@@ -238,14 +276,19 @@ class _Way:
                 await self._history.history_was_lost(asked)
             elif answer[0] == b"STALE":
                 raise StoreUnavailable(f"event store {self._link.where}: a later batch was stored before this one")
+            elif answer[0] == b"EARLY":
+                assert before is not None
+                await before.done.wait()
+                if batch.is_over:
+                    return
             else:
                 break
         current = self._history.learn(answer, asked)
-        self._stored(group, events, names, answer, current=current)
+        self._stored(batch, events, names, answer, current=current)
 
     def _stored(
         self,
-        group: Sequence[Append],
+        batch: Batch,
         events: list[StoredEvent],
         names: list[bytes],
         answer: list[Any],
@@ -264,7 +307,7 @@ class _Way:
             self._history.acknowledged(events, names)
         submissions: list[Submission] = []
         at = 0
-        for job in group:
+        for job in batch.jobs:
             after = at + len(job.packed)
             duplicates = sum(place in known for place in range(at, after)) if known else 0
             if not job.over:
@@ -274,8 +317,8 @@ class _Way:
             at = after
         settle(submissions)
 
-    def _refuse(self, group: Sequence[Append], error: Exception) -> None:
-        for job in group:
+    def _refuse(self, batch: Batch, error: Exception) -> None:
+        for job in batch.jobs:
             job.fail(error)
 
 

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -224,9 +225,9 @@ class Writer(Worker):
             if len(submissions) == 1:
                 self._refuse(group, error)
             else:  # One that cannot be stored must not take the others with it.
-                for job in group:
-                    for submission in job.submissions:
-                        self._commit([Append((submission,), job.deadline)])
+                deadline, half = min(job.deadline for job in group), len(submissions) // 2
+                self._commit([Append(submissions[:half], deadline)])
+                self._commit([Append(submissions[half:], deadline)])
             return
         self.seen, self._seen_version = inserted.extent, version
         self._committed(submissions, inserted, others=version != self._data_version)
@@ -235,7 +236,7 @@ class Writer(Worker):
         for job in group:
             for submission in job.submissions:
                 submission.error = unavailable(self._path, error)
-                self._tell(submission.settle)
+            self._tell(partial(settle, job.submissions))
 
     def _committed(self, submissions: Sequence[Submission], inserted: Inserted, *, others: bool) -> None:
         for submission, appended in zip(submissions, inserted.appended, strict=True):
@@ -255,8 +256,7 @@ class Writer(Worker):
             self._hand(events, submissions)
         else:
             self._behind = self._behind or bool(events and self._told < events[-1].seq)
-            for submission in submissions:
-                self._tell(submission.settle)
+            self._tell(partial(settle, submissions))
         if time.monotonic() < self._others_until:
             time.sleep(_LET_OTHERS)
 

@@ -140,17 +140,50 @@ def test_middleware_that_waits_for_the_client_to_leave_is_told_as_well(
     assert heard[-1] == "http.disconnect"
 
 
+def test_middleware_may_say_that_the_client_left(serve: Serve, read: Read, server: dict[str, Any]) -> None:
+    """One that wraps ``receive`` alone, as to bound the age of a stream."""
+    bus = EventBus(Settings(heartbeat=600))
+    inner = event_app(bus, authorize=None)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        given = False
+
+        async def asked() -> Any:
+            nonlocal given
+            if not given:
+                given = True
+                return await receive()
+            await told.wait()
+            return {"type": "http.disconnect"}
+
+        await inner(scope, asked if scope["type"] == "http" else receive, send)
+
+    served = serve(app, bus, **server)
+    told = served.call(asyncio.Event)
+    reader = read(f"{served.url}/event")
+    assert reader.next().type == "server.connected"
+    served.call(told.set)
+    served.until(nobody(bus), "the end that the middleware wants")
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
-def test_one_that_leaves_with_another_request_in_the_pipeline(serve: Serve, uvloop: bool) -> None:
+def test_one_that_leaves_with_another_request_in_the_pipeline(serve: Serve, uvloop: bool, busy: bool) -> None:
     """uvicorn tells the other one only, and asyncio's transport takes what is written after the end."""
-    bus = EventBus(Settings(heartbeat=0.2))
+    bus = EventBus(Settings(heartbeat=600 if busy else 0.2))
     served = serve(event_app(bus, authorize=None), bus, http="httptools", uvloop=uvloop)
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
         client.sendall(b"GET /event HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
         said = b""
         while b"server.connected" not in said:
             said += client.recv(4096)
-    served.until(nobody(bus), "the end of the one that left")
+
+    def left() -> bool:
+        if busy:
+            bus.publish_nowait("good")
+        return nobody(bus)()
+
+    served.until(left, "the end of the one that left")
 
 
 @pytest.mark.parametrize(
@@ -235,15 +268,23 @@ def test_behind_other_middleware_it_is_not(
 
 @pytest.mark.anyio
 async def test_it_asks_for_what_it_needs_of_a_server() -> None:
+    class Flow:
+        def resume_reading(self) -> None: ...
+
     class Cycle:
         more_body = False
         message_event: Any = None
+        flow: Any = Flow()
 
+        async def receive(self) -> Any: ...
         async def send(self, message: Any) -> None: ...
 
-    assert not hangup.can_tell(Cycle().send), "it has no event"
-    cycle = Cycle()
+    cycle, other = Cycle(), Cycle()
+    assert not hangup.can_tell(cycle.receive, cycle.send), "it has no event"
     cycle.message_event = asyncio.Event()
-    assert hangup.can_tell(cycle.send)
-    cycle.more_body = True
-    assert not hangup.can_tell(cycle.send), "there is more to be received"
+    assert hangup.can_tell(cycle.receive, cycle.send)
+    assert not hangup.can_tell(other.receive, cycle.send), "its receive is somebody else's"
+    cycle.flow = object()
+    assert not hangup.can_tell(cycle.receive, cycle.send), "it cannot be read from again"
+    cycle.flow, cycle.more_body = Flow(), True
+    assert not hangup.can_tell(cycle.receive, cycle.send), "there is more to be received"

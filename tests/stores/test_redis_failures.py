@@ -8,10 +8,11 @@ from typing import Any
 
 import anyio
 import pytest
+from redis.exceptions import ConnectionError, ResponseError
 
 from opencode_sse_plugin import EventBus, Filter, Settings, StoreUnavailable
 from opencode_sse_plugin.plugins import Plugins
-from opencode_sse_plugin.stores import Bounds, Page, Retention
+from opencode_sse_plugin.stores import Awaited, Bounds, Page, Retention
 from opencode_sse_plugin.stores.redis_store import RedisEventStore
 from opencode_sse_plugin.testing.samples import RecordingListener, stored_event, stored_events
 
@@ -469,3 +470,62 @@ async def test_a_bus_drains_though_the_server_hangs(start_broker: StartBroker) -
             await bus.drain()
     assert len(refused) == 1
     broker.resume()
+
+
+async def test_what_goes_two_ways_is_stored_in_the_order_of_its_submission(start_broker: StartBroker) -> None:
+    """The first half of what was submitted fails before it is sent, and the second one is there first."""
+    async with opened(start_broker()) as (store, told):
+        assert store._running is not None
+        first, second = store._running.writer.ways
+        fails = 3
+        came: list[str] = []
+        call, other = first.kept.call, second.kept.call
+
+        async def failing(*arguments: Any, **options: Any) -> Any:
+            nonlocal fails
+            if fails:
+                fails -= 1
+                await anyio.sleep(0.05)  # Longer than the other one takes.
+                raise ConnectionError("Error 111 connecting to it")
+            came.append("first")
+            return await call(*arguments, **options)
+
+        async def watched(*arguments: Any, **options: Any) -> Any:
+            answer = await other(*arguments, **options)
+            came.append(answer[0].decode())
+            return answer
+
+        first.kept.call, second.kept.call = failing, watched  # type: ignore[method-assign]
+        submissions = [Awaited([event]) for event in stored_events(100)]
+        for submission in submissions:
+            store.submit(submission)
+        outcomes = [await submission.outcome() for submission in submissions]
+        assert outcomes == [([seq], 0) for seq in range(1, 101)]
+        await told.until(100, 5.0)
+        assert await ids(store) == [submission.events[0].id for submission in submissions]
+        assert came[0] == "EARLY", "the second half was not there first"
+        assert "first" in came
+
+
+async def test_what_waits_for_something_that_is_refused_goes_on_without_it(start_broker: StartBroker) -> None:
+    async with opened(start_broker()) as (store, _):
+        assert store._running is not None
+        first = store._running.writer.ways[0]
+        call, refused = first.kept.call, False
+
+        async def refusing(*arguments: Any, **options: Any) -> Any:
+            nonlocal refused
+            if not refused:
+                refused = True
+                await anyio.sleep(0.05)
+                raise ResponseError("OOM command not allowed when used memory > 'maxmemory'")
+            return await call(*arguments, **options)
+
+        first.kept.call = refusing  # type: ignore[method-assign]
+        submissions = [Awaited([event]) for event in stored_events(100)]
+        for submission in submissions:
+            store.submit(submission)
+        for submission in submissions[:50]:
+            with pytest.raises(StoreUnavailable, match="out of memory"):
+                await submission.outcome()
+        assert [await submission.outcome() for submission in submissions[50:]] == [([n], 0) for n in range(1, 51)]

@@ -105,6 +105,13 @@ class Grouping(MemoryEventStore):
         self.submitted.clear()
 
 
+@breaks("many_submissions_are_stored_in_call_order_whatever_their_size")
+class StoresTheSmallFirst(Grouping):
+    def store(self) -> None:
+        self.submitted.sort(key=lambda submission: submission.events[0].size > 10_000)
+        super().store()
+
+
 @breaks("submissions_are_stored_in_call_order_and_told_before_they_are_settled")
 class SettlesTooEarly(Grouping):
     def store(self) -> None:

@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ...stores import Retention, Submission
+from ...stores import Awaited, Retention, Submission
 from ..samples import RecordingListener, stored_event, stored_events
 from .base import ALL, PLENTY, StoreContract, contents
 
@@ -138,6 +138,20 @@ class Appending(StoreContract):
                 assert heard >= max(one.appended.seqs), "settled before the listener was told"
             await told.until(7, self.patience)
             assert told.seqs == list(range(1, 8))
+
+    async def test_many_submissions_are_stored_in_call_order_whatever_their_size(self) -> None:
+        async with self.opened() as (store, told):
+            submit = getattr(store, "submit", None)
+            if submit is None:
+                pytest.skip("this store does not group by itself")
+            submissions = [Awaited([stored_event(size=100_000 if n < 40 else 100)]) for n in range(200)]
+            for submission in submissions:
+                submit(submission)
+            with anyio.fail_after(self.patience):
+                outcomes = [await submission.outcome() for submission in submissions]
+            assert outcomes == [([seq], 0) for seq in range(1, 201)], "not in call order"
+            await told.until(200, self.patience)
+            assert [event.id for event in told.events] == [one.events[0].id for one in submissions]
 
     async def test_a_known_event_answers_its_number(self) -> None:
         async with self.opened() as (store, told):
