@@ -116,7 +116,7 @@ async def test_the_hosts_grant_stays_and_the_earlier_end_counts(bus: EventBus) -
     await publish_all(bus)
     async with stream(app, "/event?after_seq=0&follow=true", headers=headers) as response:
         assert [frame.type for frame in await response.take(3)] == ["server.connected", "a1", "a2"]
-        (subscription,) = bus._subscriptions
+        (subscription,) = bus._roster.subscriptions
         grant = subscription.subscriber.grant
         assert (grant.caller, grant.expires_at, grant.may_publish) == ("ann", SOON - 1000, False)
 

@@ -99,7 +99,7 @@ async def test_however_it_was_cut_off(reason: str, monkeypatch: pytest.MonkeyPat
             await response.next()
             if reason == "grant":
                 monkeypatch.setattr(bus._liveness, "_wall", lambda: float("inf"))
-                next(iter(bus._subscriptions)).subscriber.grant = Grant(expires_at=1.0)
+                next(iter(bus._roster.subscriptions)).subscriber.grant = Grant(expires_at=1.0)
                 await clock.advance(1.5)
                 await response.rest()
             elif reason == "drain":
@@ -394,17 +394,17 @@ async def test_what_was_on_its_way_when_the_connection_died_is_given_again(
     bus = sticky()
     async with served(bus) as port:
         with opened(port) as client:
-            await until(lambda: bus.running and len(bus._subscriptions) == 1)
+            await until(lambda: bus.running and len(bus._roster.subscriptions) == 1)
             await read_until(client, b"server.connected")
             for n in range(1, 1001):
                 await bus.publish("asked", {"n": n, "pad": "x" * 1000})
             await until(lambda: bus.statistics()["subscribers"][0]["position"] == 1000)
             seen = await read_until(client, b'"n":10,')
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await until(lambda: not bus._subscriptions)
+        await until(lambda: not bus._roster.subscriptions)
         assert 10 <= len(seen) < 1000
         with opened(port) as client:
-            await until(lambda: len(bus._subscriptions) == 1)
+            await until(lambda: len(bus._roster.subscriptions) == 1)
             await bus.publish("asked", {"n": 1001})
             seen |= await read_until(client, b'"n":1001}')
         assert (seen == set(range(1, 1002))) is (overlap is None)
