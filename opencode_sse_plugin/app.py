@@ -221,12 +221,12 @@ class _Endpoint:
                 await response(scope, receive, send)
                 return
             try:
-                if not response.can_be_stepped(scope, receive, send):
+                if response.can_be_stepped(scope, receive, send):
+                    while await response.give(scope, send):
+                        await response.subscription.news()
+                    response.finish(scope, send)
+                else:
                     await response(scope, receive, send)
-                    return
-                while await response.give(scope, send):
-                    await response.subscription.news()
-                response.finish(scope, send)
             finally:
                 response.close()
         except RuntimeError:

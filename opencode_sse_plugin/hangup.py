@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from starlette.types import Receive, Send
 
-from .wakeup import woken_future
+from .wakeup import AsyncioBell
 
 
 class Leaver(Protocol):
@@ -40,18 +40,17 @@ def can_tell(receive: Receive, send: Send) -> bool:
     )
 
 
-class Hangup:
+class Hangup(AsyncioBell):
     """Where the pump of one connection waits, woken by news and by its client's leaving."""
 
-    __slots__ = ("_cycle", "_event", "_future", "_is_set", "_leaver", "_woken")
+    __slots__ = ("_cycle", "_event", "_is_set", "_leaver")
 
     def __init__(self, send: Send, leaver: Leaver) -> None:
+        super().__init__(asyncio.get_running_loop())
         cycle: Any = send.__self__  # type: ignore[attr-defined]
         before: asyncio.Event = cycle.message_event
         self._cycle = cycle
         self._leaver = leaver
-        self._woken = False
-        self._future: asyncio.Future[None] | None = None
         self._event: asyncio.Event | None = None
         self._is_set = before.is_set()
         cycle.message_event = self
@@ -66,20 +65,6 @@ class Hangup:
         self._cycle.message_event = event = self._event or asyncio.Event()
         if self._is_set:
             event.set()
-
-    # The pump's: see ``wakeup.Bell``.
-
-    def wake(self) -> None:
-        future = self._future
-        if future is None or future.done():
-            self._woken = True
-        else:
-            future.set_result(None)
-
-    def woken(self) -> asyncio.Future[None]:
-        self._future = future = woken_future(asyncio.get_running_loop(), self._woken)
-        self._woken = False
-        return future
 
     # The server's: see ``asyncio.Event``.
 

@@ -56,6 +56,6 @@ def new_epoch() -> str:
     return _letters(24)[:12]
 
 
-def _letters(bytes: int) -> str:
+def _letters(count: int) -> str:
     """Random letters, a few less than there are bytes."""
-    return os.urandom(bytes).translate(_TO_BASE62, _UNEVEN).decode("ascii")
+    return os.urandom(count).translate(_TO_BASE62, _UNEVEN).decode("ascii")

@@ -29,9 +29,7 @@ class _Pending(Submission):
 
     __slots__ = ("done", "ended", "publisher", "since")
 
-    def __init__(
-        self, publisher: Publisher, events: Sequence[StoredEvent], done: Bell | None, since: float = 0.0
-    ) -> None:
+    def __init__(self, publisher: Publisher, events: Sequence[StoredEvent], done: Bell | None, since: float) -> None:
         self.publisher = publisher
         self.events = events
         self.appended = self.error = None

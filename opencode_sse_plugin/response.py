@@ -26,7 +26,7 @@ class EventStreamResponse:
     """An ASGI response that is a stream.
 
     It ends cleanly only where the client is not meant to come back; else it returns without the final body message,
-    which servers turn into an abort, since SDKs reconnect after nothing else.
+    which servers turn into an abort, since SDKs reconnect after nothing else. Whoever runs it closes it.
 
     Where it :meth:`can_be_stepped`, a caller keeps no frame but its own while the stream waits::
 
@@ -48,21 +48,18 @@ class EventStreamResponse:
         stopping = transport.stopping(servers_own)
         if stopping is not None:
             self.bus.drain_when(stopping)
-        try:
-            async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as tasks:
 
-                def cut() -> None:
-                    # The end of the connection ends the write as well; cancelling it at the same time hung granian.
-                    patience = _UNWINDS if transport.abort(scope, servers_own) else 0
-                    tasks.cancel_scope.deadline = anyio.current_time() + patience
+            def cut() -> None:
+                # The end of the connection ends the write as well; cancelling it at the same time hung granian.
+                patience = _UNWINDS if transport.abort(scope, servers_own) else 0
+                tasks.cancel_scope.deadline = anyio.current_time() + patience
 
-                tasks.start_soon(self._listen, receive)
-                while await self.give(scope, send, cut):
-                    await self.subscription.news()
-                tasks.cancel_scope.cancel()
-            self.finish(scope, send)
-        finally:
-            self.close()
+            tasks.start_soon(self._listen, receive)
+            while await self.give(scope, send, cut):
+                await self.subscription.news()
+            tasks.cancel_scope.cancel()
+        self.finish(scope, send)
 
     def can_be_stepped(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether it notices without a task that its client leaves, and a write ends with the connection. From then on

@@ -20,7 +20,9 @@ class Bell(Protocol):
     def woken(self) -> Awaitable[object]: ...
 
 
-class _AsyncioBell:
+class AsyncioBell:
+    """A bell of asyncio's; others derive from it what rings it."""
+
     __slots__ = ("_future", "_loop", "_woken")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -36,9 +38,11 @@ class _AsyncioBell:
             future.set_result(None)
 
     def woken(self) -> Awaitable[object]:
-        self._future = woken_future(self._loop, self._woken)
-        self._woken = False
-        return self._future
+        self._future = future = self._loop.create_future()
+        if self._woken:
+            self._woken = False
+            future.set_result(None)
+        return future
 
 
 class _EventBell:
@@ -55,14 +59,6 @@ class _EventBell:
         self._event = anyio.Event()
 
 
-def woken_future(loop: asyncio.AbstractEventLoop, woken: bool) -> asyncio.Future[None]:
-    """A future for the next wake; a wake that has come already is one."""
-    future: asyncio.Future[None] = loop.create_future()
-    if woken:
-        future.set_result(None)
-    return future
-
-
 def on_asyncio() -> bool:
     """Whether the running event loop is asyncio's."""
     try:
@@ -74,7 +70,7 @@ def on_asyncio() -> bool:
 
 def bells() -> Callable[[], Bell]:
     """What makes bells for the running event loop, which is asked for once: on Python 3.11 that is a system call."""
-    return partial(_AsyncioBell, asyncio.get_running_loop()) if on_asyncio() else _EventBell
+    return partial(AsyncioBell, asyncio.get_running_loop()) if on_asyncio() else _EventBell
 
 
 def new_bell() -> Bell:

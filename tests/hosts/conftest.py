@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
-from opencode_sse_plugin import EventBus
+from opencode_sse_plugin import EventBus, direct
 
 from .served import Reader, Served
 
@@ -35,3 +36,18 @@ def serve(opened: ExitStack) -> Callable[..., Served]:
 def read(opened: ExitStack) -> Callable[..., Reader]:
     """Send a request; parameters as of ``Reader``."""
     return lambda url, **request: opened.enter_context(closing(Reader(url, **request)))
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
+    """How often a chunk was written directly (True), or had to be left to the pump (False)."""
+    outcomes: Counter[bool] = Counter()
+    write = direct.Writer.__call__
+
+    def counting(writer: direct.Writer, chunk: bytes) -> bool:
+        done = write(writer, chunk)
+        outcomes[done] += 1
+        return done
+
+    monkeypatch.setattr(direct.Writer, "__call__", counting)
+    return outcomes

@@ -39,21 +39,6 @@ def server(name: str) -> dict[str, Any]:
     return SERVERS[name][0]
 
 
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
-    """How often a chunk was written directly (True), or had to be left to the pump (False)."""
-    outcomes: Counter[bool] = Counter()
-    write = direct.Writer.__call__
-
-    def counting(writer: direct.Writer, chunk: bytes) -> bool:
-        done = write(writer, chunk)
-        outcomes[done] += 1
-        return done
-
-    monkeypatch.setattr(direct.Writer, "__call__", counting)
-    return outcomes
-
-
 @pytest.fixture(params=["as-it-is", "plain"])
 def is_direct(request: pytest.FixtureRequest, name: str, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Which path is to be taken: the server's best, or the plain one."""

@@ -37,21 +37,6 @@ def is_direct(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return bool(request.param)
 
 
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
-    """How often a chunk was written directly (True), or had to be left to the pump (False)."""
-    outcomes: Counter[bool] = Counter()
-    write = direct.Writer.__call__
-
-    def counting(writer: direct.Writer, chunk: bytes) -> bool:
-        done = write(writer, chunk)
-        outcomes[done] += 1
-        return done
-
-    monkeypatch.setattr(direct.Writer, "__call__", counting)
-    return outcomes
-
-
 def nobody(bus: EventBus) -> Callable[[], bool]:
     return lambda: not bus.statistics()["subscribers"]
 
