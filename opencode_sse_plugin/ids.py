@@ -10,45 +10,48 @@ from typing import Final
 _BASE62: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TO_BASE62: Final = bytes(_BASE62[i % 62] for i in range(256))
 _UNEVEN: Final = bytes(range(248, 256))
-#: How many forks lie between this process and the first one: a child must not go on with its parent's letters, and
-#: asking for the process id at every event is a system call.
-_forks = 0
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
+_BYTES: Final = tuple(f"{i:02x}" for i in range(256))
+#: Random letters for ids, in blocks: a system call for each would cost more than the rest of a publish. Threads share
+#: them, since a list is popped by one at a time; a forked child does not go on with its parent's.
+_at_hand: Final[list[str]] = []
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(after_in_child=_at_hand.clear)
 
 
 def event_ids(now: Callable[[], int] = time.time_ns) -> Callable[[], str]:
     """What makes opencode's ids: ``evt_`` + 12 hex of (ms * 4096 + counter) mod 2^48 + 14 base62; for one thread.
 
-    Ids are names, not an order. Random letters come in blocks, since one system call an id would cost more than the
-    rest of a publish.
+    Ids are names, not an order.
 
     :param now: nanoseconds since 1970.
     """
-    last = at = 0
-    pool, forks = "", _forks
+    high = low = until = 0
+    head = ""
 
     def new_id() -> str:  # A closure, whose variables are cheaper than an object's.
-        nonlocal last, at, pool, forks
-        stamp = now() // 1_000_000 << 12
-        if stamp <= last:
-            stamp = last + 1
-        last = stamp
-        after = at + 14
-        if after > len(pool) or forks != _forks:
-            pool, forks = _letters(4096), _forks
-            after = 14
-        at = after
-        return "evt_%012x%s" % (stamp & 0xFFFFFFFFFFFF, pool[after - 14 : after])  # noqa: UP031 - faster than f""
+        nonlocal high, low, until, head
+        at = now()
+        if at < until and low < 255:
+            low += 1
+        else:  # What stands before the last byte stays for a millisecond, as a rule.
+            high, low = high + 1 if at < until else at // 1_000_000 << 4, 0
+            until = ((high >> 4) + 1) * 1_000_000
+            head = "evt_%010x" % (high & 0xFFFFFFFFFF)
+        try:
+            return f"{head}{_BYTES[low]}{_at_hand.pop()}"
+        except IndexError:
+            return f"{head}{_BYTES[low]}{_more()}"
 
     return new_id
+
+
+def _more() -> str:
+    """Get more letters for ids; those of one."""
+    letters = _letters(4096)
+    first, *others = [letters[at : at + 14] for at in range(0, len(letters) - 13, 14)]
+    _at_hand.extend(others)
+    return first
 
 
 def new_epoch() -> str:

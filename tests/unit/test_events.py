@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -100,7 +103,23 @@ def test_ids_are_unique_even_when_the_clock_goes_back() -> None:
     ids = event_ids(now=lambda: next(times))
     made = [ids() for _ in range(5000)]
     assert len(set(made)) == 5000
-    assert made == sorted(made)
+    stamps = [int(id[4:16], 16) for id in made]
+    assert stamps == list(range(5000 * 4096, 5000 * 4096 + 5000))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_makes_ids_of_its_own() -> None:
+    program = """
+import os
+from opencode_sse_plugin.ids import event_ids
+new_id = event_ids(now=lambda: 1)
+new_id()
+if child := os.fork():
+    os.waitpid(child, 0)
+print(*[new_id() for _ in range(1000)])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert len(set(done.stdout.split())) == 2000
 
 
 def test_epochs_differ() -> None:
