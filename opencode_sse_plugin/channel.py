@@ -258,9 +258,10 @@ class Channels:
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self.max_events = max_events
         self.max_bytes = max_bytes
-        self.bytes = 0
-        #: Payload bytes of everything ever visible here, for distances in bytes.
-        self.total_bytes = 0
+        #: Payload bytes of everything ever visible here, less what was lost with its history, for distances in bytes;
+        #: and what of them came before the window.
+        self.total_bytes = self._bytes_before = 0
+        #: Each event with ``total_bytes`` as it was then.
         self._window: deque[tuple[StoredEvent, Sequence[Channel[object]], int]] = deque()
         self._channels: dict[tuple[Filter, str], Channel[object]] = {}
         #: Where an event finds them: under one of their sessions, else of their types where those are plain names.
@@ -278,6 +279,11 @@ class Channels:
 
     def __len__(self) -> int:
         return len(self._window)
+
+    @property
+    def bytes(self) -> int:
+        """Payload bytes that the window holds."""
+        return self.total_bytes - self._bytes_before
 
     def get(self, filter: Filter, envelope: Envelope[Chunk], since: int) -> Channel[Chunk]:
         """The channel of a filter and envelope, made if nobody uses it yet; give it back with :meth:`release`."""
@@ -308,12 +314,10 @@ class Channels:
             if not channel.dirty:
                 channel.dirty = True
                 self._dirty.append(channel)
-        size = len(event.payload)
-        self.bytes += size
-        self.total_bytes += size
+        self.total_bytes = total = self.total_bytes + len(event.payload)
         window = self._window
-        window.append((event, taken, self.total_bytes))
-        if len(window) > self.max_events or self.bytes > self.max_bytes:
+        window.append((event, taken, total))
+        if len(window) > self.max_events or total - self._bytes_before > self.max_bytes:
             self._evict(self.max_events, self.max_bytes)
 
     def keep(self, events: Sequence[StoredEvent]) -> None:
@@ -322,16 +326,15 @@ class Channels:
         for event in events:
             total += len(event.payload)
             window.append((event, (), total))
-        self.bytes += total - self.total_bytes
         self.total_bytes = total
-        if len(window) > self.max_events or self.bytes > self.max_bytes:
+        if len(window) > self.max_events or total - self._bytes_before > self.max_bytes:
             self._evict(self.max_events, self.max_bytes)
 
     def skip(self, events: Sequence[StoredEvent]) -> None:
         """Let events pass for which there is no channel, and which a store keeps."""
         if self._window:
             self.forget()
-        self.total_bytes += sum([len(event.payload) for event in events])
+        self.total_bytes = self._bytes_before = self.total_bytes + sum([len(event.payload) for event in events])
 
     def _taking(self, event: StoredEvent) -> list[Channel[object]]:
         taken: list[Channel[object]] = []
@@ -359,18 +362,16 @@ class Channels:
 
     def _evict(self, most: int, most_bytes: int) -> None:
         """Let the oldest go until so much is left at most; the newest stays, unless nothing may."""
-        window, size = self._window, self.bytes
-        while len(window) > most or (size > most_bytes and len(window) > 1):
-            old, channels, _ = window.popleft()
-            size -= len(old.payload)
+        window, total = self._window, self.total_bytes
+        while len(window) > most or (total - self._bytes_before > most_bytes and len(window) > 1):
+            _, channels, self._bytes_before = window.popleft()
             for channel in channels:
                 channel.evict_oldest()
-        self.bytes = size
 
     def truncate(self, end: int) -> None:
         """Forget everything beyond a sequence number."""
         while self._window and self._window[-1][0].seq > end:
-            self.bytes -= len(self._window.pop()[0].payload)
+            self.total_bytes -= len(self._window.pop()[0].payload)
         for channel in self:
             channel.since = min(channel.since, end)
             channel.truncate(end)
