@@ -23,6 +23,9 @@ _NUMBER = re.compile(r"[0-9]{1,16}", re.ASCII)
 _EPOCH = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+#: In so few bytes no payload is nested deeper: each level takes two, or five where it is an object.
+_FLAT: Final = 2 * MAX_DEPTH
+_FLAT_OBJECTS: Final = 5 * MAX_DEPTH
 #: As a number it is looked for ten times as fast.
 _BRACKET_CODE: Final = ord("[")
 _BRACKET = re.compile(rb"[][{}]")
@@ -190,9 +193,9 @@ def encode_body(body: Mapping[str, Any], index: int = 0, encoder: Callable[[obje
         payload = encoder(body)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidEvent(f"event {body['type']!r} cannot be written as JSON: {error}", index=index) from error
-    # Each level takes two bytes, or five where it is an object; counting takes longer than writing did.
+    # Counting takes longer than writing did.
     size = len(payload)
-    if size > 2 * MAX_DEPTH and (size > 5 * MAX_DEPTH or _BRACKET_CODE in payload) and _depth(payload) > MAX_DEPTH:
+    if size > _FLAT and (size > _FLAT_OBJECTS or _BRACKET_CODE in payload) and _depth(payload) > MAX_DEPTH:
         raise InvalidEvent(f"event {body['type']!r} is nested deeper than {MAX_DEPTH} levels", index=index)
     return payload
 

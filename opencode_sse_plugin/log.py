@@ -80,7 +80,8 @@ class Log:
         self._woken = woken
         self._usual = self._limits = limits
         self._slice = self._slice_for(limits)
-        self._arrivals: deque[StoredEvent] = deque()
+        #: Stored but not visible yet.
+        self.arrivals: deque[StoredEvent] = deque()
         self._arrived = anyio.Event()
         self._shown = anyio.Event()
         self._burst_events = self._burst_bytes = 0
@@ -92,7 +93,7 @@ class Log:
     @property
     def waiting(self) -> int:
         """Events stored but not visible yet."""
-        return len(self._arrivals)
+        return len(self.arrivals)
 
     async def open(self) -> None:
         """Open the store and begin at its head."""
@@ -139,21 +140,22 @@ class Log:
 
     def visible(self, events: Sequence[StoredEvent]) -> None:
         """Take what follows in the store: a slice is shown at once, the rest after the readers had their turn."""
-        if not self.followers and not self._arrivals:
+        if not self.followers and not self.arrivals:
+            channels = self.channels
             if self.window_is_store:
-                self.channels.keep(events)
+                channels.keep(events)
             else:
-                self.channels.skip(events)
-            self.head = events[-1].seq
-            if self.head > self._look_at_head or self.channels.total_bytes > self._look_at_bytes:
-                self.bookmark(self.head)
+                channels.skip(events)
+            self.head = head = events[-1].seq
+            if head > self._look_at_head or channels.total_bytes > self._look_at_bytes:
+                self.bookmark(head)
             return
         for event in events:
-            if self._arrivals or self._slice_is_full(event):
-                self._arrivals.append(event)
+            if self.arrivals or self._slice_is_full(event):
+                self.arrivals.append(event)
             else:
                 self._show(event)
-        if self._arrivals:
+        if self.arrivals:
             if self._shown.is_set():
                 self._shown = anyio.Event()
             self._arrived.set()
@@ -163,7 +165,7 @@ class Log:
         """What lies before ``oldest`` was evicted unseen: everyone goes on from the store, which says what is gone."""
         for follower in tuple(self.followers):
             follower.missed()
-        self._arrivals.clear()
+        self.arrivals.clear()
         self.channels.forget()
         self.head = oldest - 1
         self._finish_slice()
@@ -171,8 +173,8 @@ class Log:
     def epoch_changed(self, bounds: Bounds, end: int) -> None:
         """History beyond ``end`` was lost: forget it, and let everyone beyond it know."""
         self.bounds, self.epoch = bounds, bounds.epoch
-        while self._arrivals and self._arrivals[-1].seq > end:
-            self._arrivals.pop()
+        while self.arrivals and self.arrivals[-1].seq > end:
+            self.arrivals.pop()
         gone = self.channels.oldest(self.head) - 1  # Before the head moves: an empty window begins behind it.
         self.head = min(self.head, end)
         self.channels.truncate(end)
@@ -290,7 +292,7 @@ class Log:
 
     async def pace(self) -> None:
         """Wait until all that is stored is visible, as a publisher should that stores faster than readers read."""
-        while self._arrivals:
+        while self.arrivals:
             await self._shown.wait()
 
     async def show_arrivals(self) -> None:
@@ -298,12 +300,12 @@ class Log:
         while True:
             await self._arrived.wait()
             self._arrived = anyio.Event()
-            while self._arrivals:
+            while self.arrivals:
                 await self._let_read()
                 if self.blocking:
-                    await self.blocking.room(self.first_slice(self._arrivals))
-                while self._arrivals and not self._slice_is_full(self._arrivals[0]):
-                    self._show(self._arrivals.popleft())
+                    await self.blocking.room(self.first_slice(self.arrivals))
+                while self.arrivals and not self._slice_is_full(self.arrivals[0]):
+                    self._show(self.arrivals.popleft())
                 self._finish_slice()
             self._shown.set()
 
@@ -320,6 +322,6 @@ class Log:
 
     def _crowded(self) -> list[Follower]:
         # One event may be larger than a slice.
-        first = self._arrivals[0].size if self._arrivals else 0
+        first = self.arrivals[0].size if self.arrivals else 0
         next_slice = Limits(self._slice.events, max(self._slice.bytes, first))
         return [follower for follower in self.followers if follower.crowded(next_slice)]

@@ -59,8 +59,9 @@ class Plugins(PluginLoader):
         #: Events dropped because a publish hook failed.
         self.failed_publishes = 0
         #: The implementations of each manager, as they come and go; asked at every event, where copies would be dear.
-        self._publish: list[list[pluggy.HookImpl]] = []
-        self._published: list[list[pluggy.HookImpl]] = []
+        #: Where all are empty, nobody implements ``sse_event_publish``, or ``sse_event_published``.
+        self.publish_hooks: list[list[pluggy.HookImpl]] = []
+        self.published_hooks: list[list[pluggy.HookImpl]] = []
         self._lag_warning: list[list[pluggy.HookImpl]] = []
         self._offenders: set[tuple[int, str]] = set()
         super().__init__()
@@ -70,8 +71,8 @@ class Plugins(PluginLoader):
     def _watch(self, manager: pluggy.PluginManager) -> None:
         super()._watch(manager)
         # Those that are asked about at every event.
-        self._publish.append(manager.hook.sse_event_publish._hookimpls)
-        self._published.append(manager.hook.sse_event_published._hookimpls)
+        self.publish_hooks.append(manager.hook.sse_event_publish._hookimpls)
+        self.published_hooks.append(manager.hook.sse_event_published._hookimpls)
         self._lag_warning.append(manager.hook.sse_subscriber_lag_warning._hookimpls)
 
     def _implementations(self, hook: str) -> list[Implementation]:
@@ -145,16 +146,6 @@ class Plugins(PluginLoader):
             except Exception as error:
                 self._failed(hook, implementation, error)
         return None
-
-    @property
-    def publishes(self) -> bool:
-        """Whether anyone implements ``sse_event_publish``."""
-        return any(self._publish)
-
-    @property
-    def published(self) -> bool:
-        """Whether anyone implements ``sse_event_published``."""
-        return any(self._published)
 
     @property
     def warns(self) -> bool:

@@ -61,7 +61,13 @@ class Publisher:
         self._plugins = plugins
         self._settings = settings
         self._new_id = new_id
-        self._append_now = getattr(log.store, "append_now", None)
+        # At hand, since every publish asks.
+        self._publish_hooks = plugins.publish_hooks
+        self._published_hooks = plugins.published_hooks
+        self._arrivals = log.arrivals
+        self._blockers = log.blocking.blockers
+        self._max_event_bytes = settings.max_event_bytes
+        self._append_now: Any = getattr(log.store, "append_now", None)
         self._submit = getattr(log.store, "submit", None)
         #: What the store was handed, oldest first, and when, by ``time.monotonic``.
         self._submitted: dict[_Pending, float] = {}
@@ -100,7 +106,7 @@ class Publisher:
         made = "" if event.id else self._new_id()
         if made:
             event = replace(event, id=made)
-        if self._plugins.publishes:
+        if any(self._publish_hooks):
             kept = self._plugins.event_publish(event)
             if kept is None:
                 self.vetoed += 1
@@ -110,14 +116,14 @@ class Publisher:
                 event = kept if kept.id else replace(kept, id=event.id)
         stored = StoredEvent.encode(event, index=index)
         stored.unseen = event.id == made
-        if stored.size > self._settings.max_event_bytes:
+        if stored.size > self._max_event_bytes:
             raise self._too_large(stored, index)
         return stored
 
     def prepare_parts(
         self,
         type: str,
-        properties: Mapping[str, Any] | None,
+        properties: Mapping[str, Any],
         id: str,
         directory: str | None,
         project: str | None,
@@ -125,23 +131,21 @@ class Publisher:
         scope: Scope,
     ) -> StoredEvent | None:
         """As :meth:`prepare`, from the parts of an event."""
-        if self._plugins.publishes:
+        if any(self._publish_hooks):
             return self.prepare(Event(type, properties, id, directory, project, workspace, scope))
         check_parts(type, properties, id, directory, project, workspace, scope)
         made = id or self._new_id()
-        body: dict[str, Any] = {"id": made, "type": type}
-        if properties is not None:
-            body["properties"] = properties
-        session = session_of(type, properties)
         # Without an Event, which costs more than its JSON.
-        stored = StoredEvent(0, made, type, session, directory, project, workspace, scope, encode_body(body))
+        session = session_of(type, properties)
+        payload = encode_body({"id": made, "type": type, "properties": properties})
+        stored = StoredEvent(0, made, type, session, directory, project, workspace, scope, payload)
         stored.unseen = not id
-        if len(stored.payload) > self._settings.max_event_bytes:
+        if len(payload) > self._max_event_bytes:
             raise self._too_large(stored, 0)
         return stored
 
     def _too_large(self, stored: StoredEvent, index: int) -> InvalidEvent:
-        limit = self._settings.max_event_bytes
+        limit = self._max_event_bytes
         return InvalidEvent(
             f"event {stored.type!r} has {stored.size} bytes, more than max_event_bytes ({limit})",
             index=index,
@@ -154,10 +158,9 @@ class Publisher:
         :raises StoreUnavailable: if the store did not take them.
         """
         log = self._log
-        if self._append_now is not None and not self._buffer and not log.blocking:
-            appended: Appended = self._append_now(events)
-            self._stored(events, appended)
-            if log.waiting:
+        if self._append_now is not None and not self._buffer and not self._blockers:
+            appended = self._append_at_once(events)
+            if self._arrivals:
                 await log.pace()
             return appended
         since = anyio.current_time() if log.blocking else 0.0
@@ -184,17 +187,28 @@ class Publisher:
 
         :raises PublishBufferFull: if too much is waiting already; nothing was accepted.
         """
-        waiting = self._buffered + self._log.waiting
-        if waiting and waiting + len(events) > self._settings.publish_buffer:
-            raise PublishBufferFull(
-                f"{waiting} events wait already (publish_buffer is {self._settings.publish_buffer}); await publish() "
-                "to wait for room"
-            )
-        if self._append_now is not None and not self._buffer and not self._log.blocking:
-            self._stored(events, self._append_now(events))
+        if self._buffered or self._arrivals:
+            waiting, most = self._buffered + len(self._arrivals), self._settings.publish_buffer
+            if waiting + len(events) > most:
+                raise PublishBufferFull(
+                    f"{waiting} events wait already (publish_buffer is {most}); await publish() to wait for room"
+                )
+        if self._append_now is not None and not self._buffer and not self._blockers:
+            self._append_at_once(events)
         else:
             since = anyio.current_time() if self._log.blocking else 0.0
             self._accept(_Pending(self, events, None, since))
+
+    def _append_at_once(self, events: Sequence[StoredEvent]) -> Appended:
+        """Store, count and tell the plugins, where nobody has to wait."""
+        appended: Appended = self._append_now(events)
+        duplicates = appended.duplicates
+        self.published += len(events) - duplicates
+        if duplicates:
+            self.duplicates += duplicates
+        if any(self._published_hooks):
+            self._tell(events, appended)
+        return appended
 
     def _accept(self, pending: _Pending) -> None:
         self._buffered += len(pending.events)
@@ -294,7 +308,7 @@ class Publisher:
 
     def _end(self, pendings: Sequence[_Pending]) -> None:
         """Count publishes, tell the plugins, and let those who wait go on."""
-        tells = self._plugins.published
+        tells = any(self._published_hooks)
         events = known = 0
         for pending in pendings:
             if pending.ended:
@@ -317,13 +331,6 @@ class Publisher:
         if self._less is not None:
             self._less.set()
             self._less = None
-
-    def _stored(self, events: Sequence[StoredEvent], appended: Appended) -> None:
-        """The same where nobody had to wait."""
-        self.published += len(events) - appended.duplicates
-        self.duplicates += appended.duplicates
-        if self._plugins.published:
-            self._tell(events, appended)
 
     def _tell(self, events: Sequence[StoredEvent], appended: Appended) -> None:
         for event, seq in zip(events, appended.seqs, strict=True):
