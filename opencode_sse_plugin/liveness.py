@@ -21,6 +21,8 @@ from .subscription import Subscription
 
 #: Seconds after which everyone is looked at again, however long heartbeats and writes may take.
 _LONGEST: Final = 60.0
+#: The share of the way to a needed bookmark at which one is given together with those who need it.
+_NEARLY: Final = 7 / 8
 
 
 class Liveness:
@@ -123,13 +125,14 @@ class Liveness:
 
     def moved(self) -> None:
         """More became visible: whoever is level and has moved past a quarter of what the store retains since its last
-        ``id:`` gets a bookmark, or a quiet filter would age out."""
+        ``id:`` gets a bookmark, or a quiet filter would age out. Whoever is close to that gets one as well: thousands
+        who follow each other event by event must not all be looked at for each."""
         log = self._log
         oldest = log.head
         for subscription in self._subscriptions:
             if subscription.writing_since is not None or not subscription.is_level():
                 continue  # It looks itself before it waits again.
-            if log.aged(subscription.last_id):
+            if log.aged(subscription.last_id, _NEARLY):
                 subscription.heartbeat_due = True
                 subscription.wake()
             else:

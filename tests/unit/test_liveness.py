@@ -16,7 +16,7 @@ from opencode_sse_plugin.frames import EVENT
 from opencode_sse_plugin.liveness import Liveness
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.subscription import Subscription
-from opencode_sse_plugin.testing import ManualClock
+from opencode_sse_plugin.testing import ManualClock, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -262,5 +262,38 @@ async def test_those_who_came_together_get_heartbeats_in_pieces(monkeypatch: pyt
         assert looked["all"] == len(subscriptions)
         assert looked["before another's turn"] <= 2 * WAKE_AT_ONCE
         assert all(subscription.heartbeat_due for subscription in subscriptions)
+        for subscription in subscriptions:
+            bus.detach(subscription)
+
+
+async def test_bookmarks_of_thousands_who_follow_each_other_are_looked_for_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved, published, bookmarks = 0, 2000, 0
+    settings = Settings(retain_events=800)  # A bookmark is needed 200 events after the last.
+    async with EventBus(settings, plugins=Plugins(discover=False), clock=ManualClock()) as bus:
+        subscriptions = await attached(bus, 300)
+        look_for = bus._liveness.moved
+
+        def counting() -> None:
+            nonlocal moved
+            moved += 1
+            look_for()
+
+        monkeypatch.setattr(bus._liveness, "moved", counting)
+        for number in range(published):
+            receiver = number % len(subscriptions)
+            bus.publish_nowait("a", {"sessionID": f"ses_{receiver}"})
+            await settle()
+            assert bus.head == number + 1
+            for subscription in subscriptions:
+                if subscription.heartbeat_due:
+                    bookmarks += 1
+                    await read(subscription)
+            if not subscriptions[receiver].is_level():
+                await read(subscriptions[receiver])
+            assert all(bus.head - subscription.last_id <= 201 for subscription in subscriptions)
+        assert moved <= published / 200 * 8 + 1
+        assert bookmarks <= published / 200 * 8 / 7 * len(subscriptions)
         for subscription in subscriptions:
             bus.detach(subscription)
