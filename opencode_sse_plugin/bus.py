@@ -453,7 +453,9 @@ class EventBus:
 
         :raises Reject: if a plugin refuses, the bus drains, or there are ``max_subscribers`` already.
         """
-        return await self._roster.attach(subscriber, envelope, request)
+        subscription = await self._roster.attach(subscriber, envelope, request)
+        self._liveness.watch(subscription)
+        return subscription
 
     def set_overflow_policy(self, subscriber: Subscriber, policy: OverflowPolicy | str) -> None:
         """Put another policy in charge of a live subscriber, as a hook or route knows it.
@@ -466,6 +468,7 @@ class EventBus:
 
     def detach(self, subscription: Subscription[Any]) -> None:
         """A subscriber left."""
+        self._liveness.forget(subscription)
         self._roster.detach(subscription)
 
     # Looking.

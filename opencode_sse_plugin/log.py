@@ -104,9 +104,10 @@ class Log:
         self.head = self.bounds.latest
         self.bookmark(self.head)
 
-    def aged(self, position: int) -> bool:
-        """Whether a bookmark lies further back than a quarter of what the store retains."""
-        return self.head - position > self._quarter.events or self.channels.bytes_after(position) > self._quarter.bytes
+    def aged(self, position: int, share: float = 1.0) -> bool:
+        """Whether a bookmark lies further back than a quarter of what the store retains, or a share of that."""
+        quarter, channels = self._quarter, self.channels
+        return self.head - position > quarter.events * share or channels.bytes_after(position) > quarter.bytes * share
 
     def bookmark(self, oldest: int) -> None:
         """Say what the oldest bookmark is now; ``moved`` is called when it has aged, not before."""

@@ -146,7 +146,7 @@ class Subscription(Position[Chunk]):
         self._blocked = now - self.writing_since
         self.writing_since = None
         self._slow = False
-        if now - self.last_frame >= self.services.settings.heartbeat:
+        if now >= self.last_frame + self.services.settings.heartbeat:
             self.heartbeat_due = True
 
     async def _next(self) -> Chunk | None:
