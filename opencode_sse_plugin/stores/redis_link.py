@@ -206,12 +206,63 @@ class Link:
         return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
+class _Patience:
+    """``asyncio.timeout`` for one call after another, which share a timer: a new one for each is a tenth of its cost.
+
+    :param seconds: after which whoever is between ``begin`` and ``end`` is cancelled.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._others = 0
+        self._until = 0.0
+        self._late = False
+
+    def begin(self) -> None:
+        """A call begins."""
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        self._others = task.cancelling()
+        self._until = self._loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._until, self._look)
+
+    def end(self) -> bool:
+        """It is over. :return: whether it took too long, and nobody else cancels it."""
+        task, self._task = self._task, None
+        if not self._late:
+            return False
+        self._late = False
+        assert task is not None
+        return task.uncancel() <= self._others
+
+    def close(self) -> None:
+        """There will be no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._task is None:
+            return
+        if self._until > self._loop.time():
+            self._timer = self._loop.call_at(self._until, self._look)
+        else:
+            self._late = True
+            self._task.cancel()
+
+
 class KeptConnection:
     """A connection that is kept for one who calls again and again: asking the pool for it takes as long as a call."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._connection: AbstractConnection | None = None
+        self._patience = _Patience(TIMEOUT)
 
     async def call(self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = ()) -> list[Any]:
         """As :meth:`Link.call`.
@@ -226,19 +277,22 @@ class KeptConnection:
             # It is connected. From now on one timer does for a call: the client library makes a task for what it times.
             connection.socket_timeout = None
         self._connection = None
+        self._patience.begin()
         try:
-            async with asyncio.timeout(TIMEOUT):
-                answer = await link._run(connection, script, link._command(script, arguments, more))
+            answer = await link._run(connection, script, link._command(script, arguments, more))
         except BaseException as error:
+            late = self._patience.end()
             await self._release(connection)
-            if isinstance(error, TimeoutError):
+            if late and isinstance(error, asyncio.CancelledError):
                 raise exceptions.TimeoutError(f"no answer to a call within {TIMEOUT:g} s") from error
             raise
+        self._patience.end()
         self._connection = connection
         return answer
 
     async def close(self) -> None:
         """Give it back."""
+        self._patience.close()
         if self._connection is not None:
             await self._release(self._connection)
             self._connection = None
