@@ -150,16 +150,18 @@ class Link:
         finally:
             await self._pool.release(connection)
 
-    def _command(self, script: Script, arguments: Sequence[str | bytes | int], more: Sequence[bytes] = ()) -> bytes:
-        count = 3 + len(self.keys) + len(arguments) + 2 * len(more)
-        return b"".join([b"*%d\r\n" % count, self._beginning(script), *map(_bulk, arguments), *more])
+    def _command(
+        self, script: Script, arguments: Sequence[str | bytes | int], more: Sequence[bytes] = (), words: int = 0
+    ) -> bytes:
+        count = 3 + len(self.keys) + len(arguments) + words
+        return b"".join([b"*%d\r\n" % count, self._beginning(script), *map(bulk, arguments), *more])
 
     def _beginning(self, script: Script) -> bytes:
         """What is the same in every call."""
         known = self._beginnings.get(script.sha)
         if known is None:
             words = ("EVALSHA", script.sha, len(self.keys), *self.keys)
-            known = self._beginnings[script.sha] = b"".join([_bulk(word) for word in words])
+            known = self._beginnings[script.sha] = b"".join([bulk(word) for word in words])
         return known
 
     async def _run(self, connection: AbstractConnection, script: Script, command: bytes) -> list[Any]:
@@ -264,11 +266,13 @@ class KeptConnection:
         self._connection: AbstractConnection | None = None
         self._patience = _Patience(TIMEOUT)
 
-    async def call(self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = ()) -> list[Any]:
+    async def call(
+        self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = (), words: int = 0
+    ) -> list[Any]:
         """As :meth:`Link.call`.
 
-        :param more: further arguments, two in each, as the protocol has them: putting commands together takes half of
-            the client library's time.
+        :param more: further arguments, so many ``words``, as the protocol has them: putting commands together takes
+            half of the client library's time.
         """
         link = self._link
         connection = self._connection
@@ -279,7 +283,7 @@ class KeptConnection:
         self._connection = None
         self._patience.begin()
         try:
-            answer = await link._run(connection, script, link._command(script, arguments, more))
+            answer = await link._run(connection, script, link._command(script, arguments, more, words))
         except BaseException as error:
             late = self._patience.end()
             await self._release(connection)
@@ -302,7 +306,7 @@ class KeptConnection:
         await self._link._pool.release(connection)
 
 
-def _bulk(word: str | bytes | int) -> bytes:
+def bulk(word: str | bytes | int) -> bytes:
     """A word as the protocol has it."""
     data = word if isinstance(word, bytes) else str(word).encode()
     return b"$%d\r\n%b\r\n" % (len(data), data)

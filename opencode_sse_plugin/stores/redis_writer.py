@@ -20,7 +20,7 @@ from ..ids import new_epoch
 from ..wakeup import Bell, new_bell
 from . import Appended, Retention, Submission, settle
 from .redis_history import History
-from .redis_link import Backoff, KeptConnection, may_have_run, new_writer, passes, unavailable
+from .redis_link import Backoff, KeptConnection, bulk, may_have_run, new_writer, passes, unavailable
 from .redis_log import name_of, packed, seqs_of
 from .redis_scripts import APPEND
 
@@ -226,6 +226,8 @@ class _Way:
         self._link = writer.history.link
         self._wanted = wanted
         self._name = f"batch:{new_writer()}"
+        #: What every call says.
+        self._always = [bulk(word) for word in (self._name, *writer.retention)]
         self._number = 0
 
     async def run(self) -> None:
@@ -270,26 +272,26 @@ class _Way:
                 return
 
     async def _call(self, batch: Batch) -> None:
+        more = [*self._always, *batch.bodies]
+        words = len(self._always) + 2 * len(batch.bodies)
+        epoch = ""  # The name of one that may begin, where the server is not what it was.
         while True:
             asked, before = self._history.epoch, batch.before
-            if before is not None and before.over:
-                before = None
             answer = await self.kept.call(
                 APPEND,
                 *self._history.evidence,
-                new_epoch(),
                 self._link.vouched,
-                batch.writer,
+                epoch,
                 batch.number,
                 "" if self._writer.now is None else int(self._writer.now() * 1000),
                 batch.size,
-                *self._writer.retention,
-                "" if before is None else before.writer,
-                0 if before is None else before.number,
-                more=batch.bodies,
+                "" if before is None or before.over else f"{before.writer} {before.number}",
+                more=more,
+                words=words,
             )
             if answer[0] == b"WHO":
                 await self._link.look_at_server()
+                epoch = new_epoch()
             elif answer[0] == b"LOST":
                 await self._history.history_was_lost(asked)
             elif answer[0] == b"STALE":
@@ -319,12 +321,13 @@ class _Way:
         submissions: list[Submission] = []
         at = 0
         for job in batch.jobs:
-            after = at + len(job.submission.events)
+            submission = job.submission
+            after = at + len(submission.events)
             duplicates = sum(place in known for place in range(at, after)) if known else 0
             if not job.over:
                 job.over = True
-                job.submission.appended = Appended(seqs[at:after], duplicates)
-                submissions.append(job.submission)
+                submission.appended = Appended(seqs[at:after], duplicates)
+                submissions.append(submission)
             at = after
         settle(submissions)
 
