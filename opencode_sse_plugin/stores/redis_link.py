@@ -150,16 +150,18 @@ class Link:
         finally:
             await self._pool.release(connection)
 
-    def _command(self, script: Script, arguments: Sequence[str | bytes | int], more: Sequence[bytes] = ()) -> bytes:
-        count = 3 + len(self.keys) + len(arguments) + 2 * len(more)
-        return b"".join([b"*%d\r\n" % count, self._beginning(script), *map(_bulk, arguments), *more])
+    def _command(
+        self, script: Script, arguments: Sequence[str | bytes | int], more: Sequence[bytes] = (), words: int = 0
+    ) -> bytes:
+        count = 3 + len(self.keys) + len(arguments) + words
+        return b"".join([b"*%d\r\n" % count, self._beginning(script), *map(bulk, arguments), *more])
 
     def _beginning(self, script: Script) -> bytes:
         """What is the same in every call."""
         known = self._beginnings.get(script.sha)
         if known is None:
             words = ("EVALSHA", script.sha, len(self.keys), *self.keys)
-            known = self._beginnings[script.sha] = b"".join([_bulk(word) for word in words])
+            known = self._beginnings[script.sha] = b"".join([bulk(word) for word in words])
         return known
 
     async def _run(self, connection: AbstractConnection, script: Script, command: bytes) -> list[Any]:
@@ -206,18 +208,71 @@ class Link:
         return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
+class _Patience:
+    """``asyncio.timeout`` for one call after another, which share a timer: a new one for each is a tenth of its cost.
+
+    :param seconds: after which whoever is between ``begin`` and ``end`` is cancelled.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._others = 0
+        self._until = 0.0
+        self._late = False
+
+    def begin(self) -> None:
+        """A call begins."""
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        self._others = task.cancelling()
+        self._until = self._loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._until, self._look)
+
+    def end(self) -> bool:
+        """It is over. :return: whether it took too long, and nobody else cancels it."""
+        task, self._task = self._task, None
+        if not self._late:
+            return False
+        self._late = False
+        assert task is not None
+        return task.uncancel() <= self._others
+
+    def close(self) -> None:
+        """There will be no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._task is None:
+            return
+        if self._until > self._loop.time():
+            self._timer = self._loop.call_at(self._until, self._look)
+        else:
+            self._late = True
+            self._task.cancel()
+
+
 class KeptConnection:
     """A connection that is kept for one who calls again and again: asking the pool for it takes as long as a call."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._connection: AbstractConnection | None = None
+        self._patience = _Patience(TIMEOUT)
 
-    async def call(self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = ()) -> list[Any]:
+    async def call(
+        self, script: Script, *arguments: str | bytes | int, more: Sequence[bytes] = (), words: int = 0
+    ) -> list[Any]:
         """As :meth:`Link.call`.
 
-        :param more: further arguments, two in each, as the protocol has them: putting commands together takes half of
-            the client library's time.
+        :param more: further arguments, so many ``words``, as the protocol has them: putting commands together takes
+            half of the client library's time.
         """
         link = self._link
         connection = self._connection
@@ -226,19 +281,22 @@ class KeptConnection:
             # It is connected. From now on one timer does for a call: the client library makes a task for what it times.
             connection.socket_timeout = None
         self._connection = None
+        self._patience.begin()
         try:
-            async with asyncio.timeout(TIMEOUT):
-                answer = await link._run(connection, script, link._command(script, arguments, more))
+            answer = await link._run(connection, script, link._command(script, arguments, more, words))
         except BaseException as error:
+            late = self._patience.end()
             await self._release(connection)
-            if isinstance(error, TimeoutError):
+            if late and isinstance(error, asyncio.CancelledError):
                 raise exceptions.TimeoutError(f"no answer to a call within {TIMEOUT:g} s") from error
             raise
+        self._patience.end()
         self._connection = connection
         return answer
 
     async def close(self) -> None:
         """Give it back."""
+        self._patience.close()
         if self._connection is not None:
             await self._release(self._connection)
             self._connection = None
@@ -248,7 +306,7 @@ class KeptConnection:
         await self._link._pool.release(connection)
 
 
-def _bulk(word: str | bytes | int) -> bytes:
+def bulk(word: str | bytes | int) -> bytes:
     """A word as the protocol has it."""
     data = word if isinstance(word, bytes) else str(word).encode()
     return b"$%d\r\n%b\r\n" % (len(data), data)

@@ -92,14 +92,13 @@ def name_of(event: StoredEvent) -> bytes:
         return _encoded(event.id) + _BETWEEN + _encoded(event.type)
 
 
-def packed(event: StoredEvent) -> tuple[bytes, bytes]:
-    """Name, and name and body as the protocol has them: an append is made of these, and of little else."""
-    name = name_of(event)
+def packed(name: bytes, event: StoredEvent) -> bytes:
+    """Name and body as the protocol has them: an append is made of these, and of little else."""
     body = event.payload
     places = _places(event.session, event.directory, event.project, event.workspace, event.scope)
     if places:
         body = places + body
-    return name, b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(body), body)
+    return b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(body), body)
 
 
 def unpacked(seq: int, name: bytes, body: bytes) -> StoredEvent:

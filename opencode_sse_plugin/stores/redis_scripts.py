@@ -203,11 +203,10 @@ return extent('')
 """
 
 _APPEND: Final = f"""
-local mine, last_seq, last_name, epoch, vouched, writer = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local number, now, more_bytes = tonumber(ARGV[7]), clock(ARGV[8]), tonumber(ARGV[9])
-local keep_events, keep_bytes, keep_age = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
-local after, after_number = ARGV[13], tonumber(ARGV[14])
-local before, count = 14, (#ARGV - 14) / 2
+local mine, last_seq, last_name, vouched, epoch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local number, now, more_bytes, after = tonumber(ARGV[6]), clock(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local writer, keep_events, keep_bytes, keep_age = ARGV[10], tonumber(ARGV[11]), tonumber(ARGV[12]), ARGV[13]
+local before, count = 13, (#ARGV - 13) / 2
 local wrong = load(writer)
 if wrong then
   return wrong
@@ -225,14 +224,16 @@ if log and log.field then
 end
 -- What was submitted before is stored before, and may come another way.
 if after ~= '' then
-  local stored = log and redis.call('HGET', meta, after)
-  if not stored or tonumber(string.match(stored, '^%d+')) < after_number then
+  local other, least = string.match(after, '^(.*) (%d+)$')
+  local stored = log and redis.call('HGET', meta, other)
+  if not stored or tonumber(string.match(stored, '^%d+')) < tonumber(least) then
     return {{'EARLY'}}
   end
 end
 if not log or not is_same_replid() then
+  -- The name of the epoch that may begin comes with the next call, for this once.
   local run = run_id()
-  if string.match(vouched, '^%x*') ~= run then
+  if epoch == '' or string.match(vouched, '^%x*') ~= run then
     return {{'WHO'}}
   end
   if not log then
@@ -322,7 +323,7 @@ local held = head - log.oldest + 1
 if held > keep_events + math.floor(keep_events / {_SLACK})
   or (held > 1 and bytes > keep_bytes + math.floor(keep_bytes / {_SLACK})) then
   -- A bounded step, but more than was added.
-  prune(keep_events, keep_bytes, keep_age and now - keep_age or 0, math.max({PRUNE_EVENTS}, #fresh))
+  prune(keep_events, keep_bytes, keep_age ~= '' and now - keep_age or 0, math.max({PRUNE_EVENTS}, #fresh))
 end
 local answer = extent(mine)
 answer[6] = text

@@ -17,10 +17,11 @@ from redis.exceptions import RedisError
 from ..errors import StoreUnavailable
 from ..events import StoredEvent
 from ..ids import new_epoch
+from ..wakeup import Bell, new_bell
 from . import Appended, Retention, Submission, settle
 from .redis_history import History
-from .redis_link import Backoff, KeptConnection, may_have_run, new_writer, passes, unavailable
-from .redis_log import packed, seqs_of
+from .redis_link import Backoff, KeptConnection, bulk, may_have_run, new_writer, passes, unavailable
+from .redis_log import name_of, packed, seqs_of
 from .redis_scripts import APPEND
 
 logger = logging.getLogger("opencode_sse")
@@ -35,13 +36,10 @@ _MUCH: Final = 32
 class Append:
     """Events on their way into the log."""
 
-    __slots__ = ("bytes", "deadline", "over", "packed", "sent", "submission")
+    __slots__ = ("deadline", "over", "sent", "submission")
 
     def __init__(self, submission: Submission, deadline: float) -> None:
         self.submission = submission
-        #: Names, and names and bodies as they are sent.
-        self.packed = [packed(event) for event in submission.events]
-        self.bytes = sum([len(event.payload) for event in submission.events])
         self.deadline = deadline
         #: Whether it was settled, or nobody waits for that any more.
         self.over = False
@@ -64,28 +62,44 @@ class Append:
 class Batch:
     """What goes into one call.
 
-    :param name: of its writer. :param number: in the order of that writer's batches. :param before: what was submitted
-        before this one, whichever way it goes; this one is stored behind it.
+    :param size: payload bytes of its events. :param before: what was submitted before this one, whichever way it goes;
+        this one is stored behind it.
     """
 
-    __slots__ = ("before", "done", "jobs", "name", "number")
+    __slots__ = ("_bell", "before", "bodies", "events", "jobs", "names", "number", "over", "size", "writer")
 
-    def __init__(self, jobs: Sequence[Append], name: str, number: int, before: Batch | None) -> None:
+    def __init__(self, jobs: Sequence[Append], events: Sequence[StoredEvent], size: int, before: Batch | None) -> None:
         self.jobs = jobs
-        self.name = name
-        self.number = number
+        self.events = events
+        self.size = size
         self.before = before
-        self.done = asyncio.Event()
+        #: The names of its events, and names and bodies as they are sent.
+        self.names = [name_of(event) for event in events]
+        self.bodies = list(map(packed, self.names, events))
+        #: Whose it is, and its number in the order of that writer's batches.
+        self.writer = ""
+        self.number = 0
+        #: Whether it is stored, or never will be.
+        self.over = False
+        self._bell: Bell | None = None
 
     @property
-    def is_over(self) -> bool:
+    def is_vain(self) -> bool:
         """Whether nobody waits for any of it."""
         return all(job.over for job in self.jobs)
 
     def finish(self) -> None:
         """It is stored, or never will be."""
         self.before = None  # Which would keep the one before it, and so on.
-        self.done.set()
+        self.over = True
+        if self._bell is not None:
+            self._bell.wake()
+
+    async def wait(self) -> None:
+        """Until it is over; for the one behind it."""
+        if not self.over:
+            self._bell = new_bell()
+            await self._bell.woken()
 
 
 class Writer:
@@ -109,28 +123,29 @@ class Writer:
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Append] = deque()
-        self._more = asyncio.Event()
-        self._much = asyncio.Event()
+        self._more = new_bell()
+        self._much = new_bell()
         self._idle = asyncio.Event()
         self._idle.set()
         self._watching = False
         #: What was taken from the queue last.
-        self.last: Batch | None = None
+        self._last: Batch | None = None
         self.ways = _Way(self, self._more), _Way(self, self._much)
 
     @property
     def busy(self) -> bool:
         """Whether something is on its way."""
-        return any(way.sending for way in self.ways)
+        return any(way.batch is not None for way in self.ways)
 
     def submit(self, submission: Submission) -> Append:
         """Queue events."""
         job = Append(submission, self._loop.time() + self._patience)
+        if not self._queue:  # Else somebody has been woken, and goes on until there is nothing more.
+            self._idle.clear()
+            self._more.wake()
         self._queue.append(job)
         if not self._watching:
             self._watch(job.deadline)
-        self._idle.clear()
-        self._more.set()
         return job
 
     def _watch(self, deadline: float) -> None:
@@ -156,7 +171,8 @@ class Writer:
             job.fail(error)
 
     def _sent(self) -> list[Append]:
-        return sorted((job for way in self.ways for job in way.sending), key=lambda job: job.deadline)
+        batches = [way.batch for way in self.ways if way.batch is not None]
+        return sorted((job for batch in batches for job in batch.jobs), key=lambda job: job.deadline)
 
     async def finish(self) -> None:
         """Wait until all that was queued is stored."""
@@ -169,56 +185,64 @@ class Writer:
         for job in (*self._sent(), *self._queue):
             job.fail(StoreUnavailable(f"event store {self._where} was closed; {job.stored}"))
 
-    def take(self, way: _Way) -> list[Append]:
-        """What goes into one call."""
+    def take(self, way: _Way) -> Batch | None:
+        """What goes into one call; nothing if nothing waits."""
         share = len(self._queue)
-        if share > _MUCH and way is self.ways[0] and not self.ways[1].sending:
+        if share > _MUCH and way is self.ways[0] and self.ways[1].batch is None:
             share = (share + 1) // 2
-            self._much.set()
-        group: list[Append] = []
-        events = size = 0
+            self._much.wake()
+        jobs: list[Append] = []
+        events: list[StoredEvent] = []
+        size = 0
         while share:
             share -= 1
             job = self._queue[0]
-            events += len(job.packed)
-            size += job.bytes
-            if group and (events > _GROUP_EVENTS or size > _GROUP_BYTES):
-                break
-            self._queue.popleft()
             if not job.over:  # Else nobody waits for it any more, and nothing was sent.
-                group.append(job)
-        if not group and not self.busy:
+                more = job.submission.events
+                bytes = sum([len(event.payload) for event in more])
+                if jobs and (len(events) + len(more) > _GROUP_EVENTS or size + bytes > _GROUP_BYTES):
+                    break
+                jobs.append(job)
+                events += more
+                size += bytes
+            self._queue.popleft()
+        if jobs:
+            self._last = Batch(jobs, events, size, self._last)
+            return self._last
+        if not self.busy:
             self._idle.set()
-        return group
+        return None
 
 
 class _Way:
     """One call after another. Numbers its batches, so that the script knows which of them it has answered."""
 
-    def __init__(self, writer: Writer, wanted: asyncio.Event) -> None:
-        self.sending: Sequence[Append] = ()
+    def __init__(self, writer: Writer, wanted: Bell) -> None:
+        #: What is on its way.
+        self.batch: Batch | None = None
         self.kept = KeptConnection(writer.history.link)
         self._writer = writer
         self._history = writer.history
         self._link = writer.history.link
         self._wanted = wanted
         self._name = f"batch:{new_writer()}"
+        #: What every call says.
+        self._always = [bulk(word) for word in (self._name, *writer.retention)]
         self._number = 0
 
     async def run(self) -> None:
         """Append what is queued, until cancelled."""
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            while group := self._writer.take(self):
-                self.sending = group
+            await self._wanted.woken()
+            while (batch := self._writer.take(self)) is not None:
+                self.batch = batch
                 self._number += 1
-                batch = self._writer.last = Batch(group, self._name, self._number, self._writer.last)
+                batch.writer, batch.number = self._name, self._number
                 try:
                     await self._store(batch)
                 finally:
                     batch.finish()
-                self.sending = ()
+                self.batch = None
 
     async def _store(self, batch: Batch) -> None:
         """Call until there is an answer, or nobody waits for one."""
@@ -244,57 +268,46 @@ class _Way:
                 job.sent = ambiguous
             await self._link.forget_connections()
             await backoff.wait()
-            if batch.is_over:
+            if batch.is_vain:
                 return
 
     async def _call(self, batch: Batch) -> None:
-        events = [event for job in batch.jobs for event in job.submission.events]
-        names = [name for job in batch.jobs for name, _ in job.packed]
-        arguments = [both for job in batch.jobs for _, both in job.packed]
-        size = sum(job.bytes for job in batch.jobs)
+        more = [*self._always, *batch.bodies]
+        words = len(self._always) + 2 * len(batch.bodies)
+        epoch = ""  # The name of one that may begin, where the server is not what it was.
         while True:
             asked, before = self._history.epoch, batch.before
-            if before is not None and before.done.is_set():
-                before = None
             answer = await self.kept.call(
                 APPEND,
                 *self._history.evidence,
-                new_epoch(),
                 self._link.vouched,
-                batch.name,
+                epoch,
                 batch.number,
                 "" if self._writer.now is None else int(self._writer.now() * 1000),
-                size,
-                *self._writer.retention,
-                "" if before is None else before.name,
-                0 if before is None else before.number,
-                more=arguments,
+                batch.size,
+                "" if before is None or before.over else f"{before.writer} {before.number}",
+                more=more,
+                words=words,
             )
             if answer[0] == b"WHO":
                 await self._link.look_at_server()
+                epoch = new_epoch()
             elif answer[0] == b"LOST":
                 await self._history.history_was_lost(asked)
             elif answer[0] == b"STALE":
                 raise StoreUnavailable(f"event store {self._link.where}: a later batch was stored before this one")
             elif answer[0] == b"EARLY":
                 assert before is not None
-                await before.done.wait()
-                if batch.is_over:
+                await before.wait()
+                if batch.is_vain:
                     return
             else:
                 break
         current = self._history.learn(answer, asked)
-        self._stored(batch, events, names, answer, current=current)
+        self._stored(batch, answer, current=current)
 
-    def _stored(
-        self,
-        batch: Batch,
-        events: list[StoredEvent],
-        names: list[bytes],
-        answer: list[Any],
-        *,
-        current: bool,
-    ) -> None:
+    def _stored(self, batch: Batch, answer: list[Any], *, current: bool) -> None:
+        events, names = batch.events, batch.names
         seqs, known = seqs_of(answer[5], len(events))
         numbers = seqs
         if known:
@@ -308,12 +321,13 @@ class _Way:
         submissions: list[Submission] = []
         at = 0
         for job in batch.jobs:
-            after = at + len(job.packed)
+            submission = job.submission
+            after = at + len(submission.events)
             duplicates = sum(place in known for place in range(at, after)) if known else 0
             if not job.over:
                 job.over = True
-                job.submission.appended = Appended(seqs[at:after], duplicates)
-                submissions.append(job.submission)
+                submission.appended = Appended(seqs[at:after], duplicates)
+                submissions.append(submission)
             at = after
         settle(submissions)
 
