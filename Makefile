@@ -10,7 +10,7 @@ CLIENTS := tests/clients
 help:
 	@echo "make serve        an event stream with a recorded opencode trace on http://127.0.0.1:4096"
 	@echo "make test         the tests (a few minutes; needs node for the clients in JavaScript)"
-	@echo "make test-peers   as root: gets nginx, behind which the stream is tested as well"
+	@echo "make test-peers   as root: gets nginx and redis-server, with which the stream is tested as well"
 	@echo "make lint         ruff, mypy --strict, the direction of imports"
 	@echo "make chaos        the long runs"
 	@echo "make bench        the benchmark (ARGS=--quick for a minute); make bench-peers gets what it compares with"
@@ -39,9 +39,9 @@ bench-policies: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/policies.py $(ARGS)
 
 test-peers:
-	@command -v apt-get >/dev/null || { echo "install nginx with your package manager" >&2; exit 1; }
-	@test "$$(id -u)" = 0 || { echo "as root: apt-get install -y nginx" >&2; exit 1; }
-	apt-get update -q && apt-get install -y -q --no-install-recommends nginx
+	@command -v apt-get >/dev/null || { echo "install nginx and redis with your package manager" >&2; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "as root: apt-get install -y nginx redis-server" >&2; exit 1; }
+	apt-get update -q && apt-get install -y -q --no-install-recommends nginx redis-server
 
 bench-stores: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/stores.py $(ARGS)

@@ -39,6 +39,7 @@ class Blocking:
     """
 
     def __init__(self, visible: Callable[[], tuple[Limits, Limits]]) -> None:
+        #: Never another object, since publishers keep it at hand.
         self.blockers: dict[Blocker, None] = {}
         self._visible = visible
         #: Who had no room for a slice when everyone was asked, and what may be visible until everyone is again.

@@ -73,8 +73,10 @@ class Liveness:
     async def _tick(self) -> None:
         now, wall = self._clock.now(), self._wall()
         for number, subscription in enumerate(self._take_due(now, wall), 1):
+            if subscription not in self._subscriptions:
+                continue  # It left while others were looked at.
             when = self._look(subscription, now, wall)
-            if subscription in self._subscriptions:  # It may have left.
+            if subscription in self._subscriptions:  # It may have left for that.
                 self._look_at(subscription, when)
             if number % WAKE_AT_ONCE == 0:  # Those who came together have their heartbeats together.
                 await anyio.lowlevel.checkpoint()

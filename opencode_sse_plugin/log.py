@@ -80,7 +80,7 @@ class Log:
         self._woken = woken
         self._usual = self._limits = limits
         self._slice = self._slice_for(limits)
-        #: Stored but not visible yet.
+        #: Stored but not visible yet; never another object, since publishers keep it at hand.
         self.arrivals: deque[StoredEvent] = deque()
         self._arrived = anyio.Event()
         self._shown = anyio.Event()

@@ -163,13 +163,13 @@ class Publisher:
             if self._arrivals:
                 await log.pace()
             return appended
-        since = anyio.current_time() if log.blocking else 0.0
+        since = anyio.current_time() if self._blockers else 0.0
         while True:
             if self._finished:
                 raise StoreUnavailable(_DRAINING)
             if self._buffered and self._buffered + len(events) > self._settings.publish_buffer:
                 await self._shrunk()
-            elif self._submit is not None and log.waiting:
+            elif self._submit is not None and self._arrivals:
                 await log.pace()
             else:
                 break
@@ -196,7 +196,7 @@ class Publisher:
         if self._append_now is not None and not self._buffer and not self._blockers:
             self._append_at_once(events)
         else:
-            since = anyio.current_time() if self._log.blocking else 0.0
+            since = anyio.current_time() if self._blockers else 0.0
             self._accept(_Pending(self, events, None, since))
 
     def _append_at_once(self, events: Sequence[StoredEvent]) -> Appended:
@@ -212,7 +212,7 @@ class Publisher:
 
     def _accept(self, pending: _Pending) -> None:
         self._buffered += len(pending.events)
-        if self._submit is None or self._buffer or self._log.blocking:
+        if self._submit is None or self._buffer or self._blockers:
             self._buffer.append(pending)
             self._more.wake()
             return
@@ -256,12 +256,12 @@ class Publisher:
             while self._submitted:  # What the store was handed before comes first.
                 await self._shrunk()
             while self._buffer:
-                taken = await self._with_room() if self._log.blocking else tuple(self._buffer)
+                taken = await self._with_room() if self._blockers else tuple(self._buffer)
                 await self._flush(taken)
                 for _ in taken:
                     self._buffer.popleft()
                 self._end(taken)
-                if self._log.waiting:
+                if self._arrivals:
                     await self._log.pace()
 
     async def _with_room(self) -> Sequence[_Pending]:

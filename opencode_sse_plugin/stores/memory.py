@@ -12,8 +12,6 @@ from ..ids import new_epoch
 from ..settings import Settings
 from . import KNOWN_MAX, Appended, Bounds, EpochStart, Evicted, Page, Retention, StoreListener, retention_of
 
-#: As ``Appended(seqs, duplicates)``, whose detour through Python would be a fiftieth of a publish.
-_appended: Final = tuple.__new__
 DEFAULT_RETENTION: Final = Retention(10_000, 64 * 1024 * 1024)
 
 
@@ -69,7 +67,7 @@ class MemoryEventStore:
         self._evict()
         if fresh and self._listener is not None:
             self._listener.visible(fresh)
-        return _appended(Appended, (seqs, len(events) - len(fresh)))
+        return Appended(seqs, len(events) - len(fresh))
 
     async def read(self, after: int, limit: int, max_bytes: int) -> Page | Evicted:
         self._evict()
@@ -118,7 +116,7 @@ class MemoryEventStore:
             limit = self._now() - self._age
             while self._times and self._times[0] < limit:
                 self._forget_oldest()
-        while held > KNOWN_MAX and len(self._known) > KNOWN_MAX:
+        while len(self._known) > KNOWN_MAX:
             del self._known[next(iter(self._known))]
 
     def _forget_oldest(self) -> None:

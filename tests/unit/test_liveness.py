@@ -62,7 +62,7 @@ class World:
         self.clock = clock
         self.settings = settings
         self.ahead = 1e9
-        self.watched: dict[int, Watched] = {}
+        self.watched: dict[int, Any] = {}  # As far as a watch knows, subscriptions.
         self.told: list[tuple[float, str, int]] = []
 
     def tell(self, what: str, name: int) -> None:
@@ -114,15 +114,16 @@ class WatchedWorld(World):
 
     def __init__(self, clock: ManualClock, settings: Settings) -> None:
         super().__init__(clock, settings)
+        log_and_plugins: Any = None  # Asked where events come, not by the watch.
         watched: Any = _Values(self.watched)
-        self.liveness = Liveness(None, settings, None, clock, watched, self.wall)  # type: ignore[arg-type]
+        self.liveness = Liveness(log_and_plugins, settings, log_and_plugins, clock, watched, self.wall)
 
     def come(self, name: int, expires_at: float | None) -> None:
         super().come(name, expires_at)
-        self.liveness.watch(self.watched[name])  # type: ignore[arg-type]
+        self.liveness.watch(self.watched[name])
 
     def leave(self, name: int) -> None:
-        self.liveness.forget(self.watched[name])  # type: ignore[arg-type]
+        self.liveness.forget(self.watched[name])
         super().leave(name)
 
     async def run(self) -> None:

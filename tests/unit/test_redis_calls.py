@@ -19,6 +19,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+#: Nothing is sent.
+SCRIPT: Any = None
+
+
 class Clock:
     """Stands in for the event loop: time passes when it is told to."""
 
@@ -64,19 +68,19 @@ class Link:
 
 
 @pytest.fixture
-def link() -> Link:
+def link() -> Any:
     return Link()
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> Any:
     return Clock()
 
 
 @pytest.fixture
-async def kept(link: Link, clock: Clock) -> KeptConnection:
-    kept = KeptConnection(link)  # type: ignore[arg-type]
-    kept._patience._loop = clock  # type: ignore[assignment]
+async def kept(link: Any, clock: Any) -> KeptConnection:
+    kept = KeptConnection(link)
+    kept._patience._loop = clock
     return kept
 
 
@@ -137,7 +141,7 @@ async def test_an_answer_that_comes_with_the_end_of_the_time(kept: KeptConnectio
 
     async def caller() -> int:
         with pytest.raises(exceptions.TimeoutError):
-            await kept.call(None)  # type: ignore[arg-type]
+            await kept.call(SCRIPT)
         await asyncio.sleep(0)
         task = asyncio.current_task()
         assert task is not None
