@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Awaitable, Collection, Iterable
 from typing import Any, Final
 
@@ -114,7 +113,7 @@ class EventApp:
         if not isinstance(grant, Grant):
             logger.error("authorize answered %s, not a Grant or None", type(grant).__name__)
             raise Reject(500, "the caller could not be checked")
-        if grant.expires_at is not None and grant.expires_at <= time.time():
+        if grant.expires_at is not None and grant.expires_at <= self.bus.clock.wall():
             raise Reject(401, "the grant has expired")
         return grant
 

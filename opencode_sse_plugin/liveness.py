@@ -6,8 +6,7 @@ by what was known at the last look: what is delivered meanwhile only postpones t
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Final
 
 import anyio.lowlevel
@@ -28,7 +27,7 @@ _NEARLY: Final = 7 / 8
 class Liveness:
     """Watches the subscriptions of one bus, each between :meth:`watch` and :meth:`forget`.
 
-    :param subscriptions: those attached now. :param wall: seconds since 1970, for grants.
+    :param subscriptions: those attached now.
     """
 
     def __init__(
@@ -38,14 +37,12 @@ class Liveness:
         plugins: Plugins,
         clock: Clock,
         subscriptions: Collection[Subscription[Any]],
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
         self._settings = settings
         self._plugins = plugins
         self._clock = clock
         self._subscriptions = subscriptions
-        self._wall = wall
         #: Seconds between looks, so that nothing is late by more than a tenth.
         self._interval = min(1.0, settings.heartbeat / 10, settings.write_timeout / 10)
         #: A frame or a write that begins after a look makes nothing due sooner than so many seconds after that look.
@@ -53,7 +50,7 @@ class Liveness:
         #: Whom to look at, by when: in intervals since the clock began, sixty of which are in use at most.
         self._due: dict[int, dict[Subscription[Any], None]] = {}
         #: What the wall clock shows when the other shows 0; somebody may set it.
-        self._offset = wall() - clock.now()
+        self._offset = clock.wall() - clock.now()
 
     def watch(self, subscription: Subscription[Any]) -> None:
         """It has attached: look at it from the next time on."""
@@ -71,7 +68,7 @@ class Liveness:
             await self._tick()
 
     async def _tick(self) -> None:
-        now, wall = self._clock.now(), self._wall()
+        now, wall = self._clock.now(), self._clock.wall()
         for number, subscription in enumerate(self._take_due(now, wall), 1):
             if subscription not in self._subscriptions:
                 continue  # It left while others were looked at.

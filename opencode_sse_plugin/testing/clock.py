@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from heapq import heappop, heappush
 from itertools import count
 from typing import Final
@@ -37,11 +38,14 @@ class ManualClock:
 
     Time is kept in whole nanoseconds, so that ten steps of 0.1 s are one second.
 
+    The time of day moves with it, from that of the machine when this was made on.
+
     :param start: what ``now()`` gives at first, in seconds.
     """
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = round(start * _NANO)
+        self._ahead = time.time() - start
         self._sleepers: list[tuple[int, int, anyio.Event]] = []
         self._order = count()
         self._advancing = False
@@ -49,6 +53,10 @@ class ManualClock:
     def now(self) -> float:
         """Seconds, as far as the test has moved them."""
         return self._now / _NANO
+
+    def wall(self) -> float:
+        """Seconds since 1970."""
+        return self._ahead + self.now()
 
     async def sleep(self, seconds: float) -> None:
         """Wait until the test has moved time that far; not at all for zero and less."""

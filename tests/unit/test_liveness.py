@@ -56,7 +56,8 @@ class Watched:
 
 
 class World:
-    """Some who come, get something, write for long and leave, and what became of them, by when."""
+    """Some who come, get something, write for long and leave, and what became of them, by when; and their clock, which
+    somebody may set."""
 
     def __init__(self, clock: ManualClock, settings: Settings) -> None:
         self.clock = clock
@@ -68,8 +69,14 @@ class World:
     def tell(self, what: str, name: int) -> None:
         self.told.append((self.clock.now(), what, name))
 
+    def now(self) -> float:
+        return self.clock.now()
+
     def wall(self) -> float:
         return self.clock.now() + self.ahead
+
+    async def sleep(self, seconds: float) -> None:
+        await self.clock.sleep(seconds)
 
     def come(self, name: int, expires_at: float | None) -> None:
         self.watched[name] = Watched(self, name, expires_at)
@@ -116,7 +123,7 @@ class WatchedWorld(World):
         super().__init__(clock, settings)
         log_and_plugins: Any = None  # Asked where events come, not by the watch.
         watched: Any = _Values(self.watched)
-        self.liveness = Liveness(log_and_plugins, settings, log_and_plugins, clock, watched, self.wall)
+        self.liveness = Liveness(log_and_plugins, settings, log_and_plugins, self, watched)
 
     def come(self, name: int, expires_at: float | None) -> None:
         super().come(name, expires_at)
@@ -206,8 +213,6 @@ async def test_a_delivery_postpones_a_look_without_being_told(monkeypatch: pytes
             return look(one, *times)
 
         monkeypatch.setattr(bus._liveness, "_look", counting)
-        monkeypatch.setattr(bus._liveness, "_wall", clock.now)
-        monkeypatch.setattr(bus._liveness, "_offset", 0.0)
         quiet, busy = await attached(bus, 2)
         await clock.advance(9.0)
         assert looked == {quiet: 1, busy: 1}  # at the first turn, to see what they are

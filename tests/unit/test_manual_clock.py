@@ -20,6 +20,9 @@ async def test_time_stands_still_until_it_is_moved() -> None:
         await clock.sleep(0.001)
         raise AssertionError("it slept by the machine's time")
     assert clock.now() == 5.0
+    day = clock.wall()
+    await clock.advance(1.5)
+    assert clock.wall() == pytest.approx(day + 1.5)
 
 
 async def test_sleepers_wake_in_due_order_each_at_its_time() -> None:
