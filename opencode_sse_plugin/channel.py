@@ -29,20 +29,42 @@ _DISPOSED: Final = "server.instance.disposed"
 class Reader(Protocol):
     """What a channel knows of a subscription."""
 
-    index: int
+    place: Place
     #: The channel's count of evicted events by type when retention overtook this reader; ``None`` if it did not.
     overtaken: Counter[str] | None
 
     def give(self) -> bool: ...
 
 
+class Place(NamedTuple):
+    """Where a reader of a channel is. One object for all who are there, never changed but replaced: to move a reader on
+    takes one assignment, and whether two are at the same place is seen without looking into it.
+
+    :param at: absolute index of the first event not given or reported. :param bytes_before: payload bytes before that.
+    :param position: the sequence number up to which everything has been given or reported.
+    :param last_id: the sequence number of the last ``id:`` written.
+    """
+
+    at: int = 0
+    bytes_before: int = 0
+    position: int = 0
+    last_id: int = 0
+
+
 class Batch(NamedTuple, Generic[Chunk]):
-    """Neighbouring events, wrapped once for everyone at the same position."""
+    """Neighbouring events, wrapped once for everyone at the same place, and the place behind them."""
 
     chunk: Chunk
-    end: int
-    size: int
-    last_seq: int
+    end: Place
+
+
+class Step(NamedTuple, Generic[Chunk]):
+    """A batch for everyone who waits at one place: whether it leads to the head, and when it was made."""
+
+    chunk: Chunk
+    end: Place
+    is_level: bool
+    at: float
 
 
 class Page(NamedTuple, Generic[Chunk]):
@@ -67,6 +89,7 @@ class Channel(Generic[Chunk]):
         "_directory",
         "_evicted_types",
         "_floor",
+        "_newest_place",
         "_passes_all",
         "base",
         "base_bytes",
@@ -80,6 +103,8 @@ class Channel(Generic[Chunk]):
         "readers",
         "ready",
         "since",
+        "start",
+        "step",
         "suits",
         "total",
         "total_bytes",
@@ -107,6 +132,10 @@ class Channel(Generic[Chunk]):
         )
         #: Batches by where they begin, until the next event.
         self.ready: dict[int, Batch[Chunk]] = {}
+        #: What readers who wait at one place are given, and that place, until the next event.
+        self.start: Place | None = None
+        self.step: Step[Chunk] | None = None
+        self._newest_place = Place()
         #: Pages of the store by the position before them, wrapped for all who read on from there.
         self.pages: dict[int, Page[Chunk]] = {}
         self._floor = 0
@@ -124,6 +153,7 @@ class Channel(Generic[Chunk]):
         self.total_bytes += len(event.payload)
         if self.ready:
             self.ready.clear()
+        self.start = None
         if self._directory is not None and event.type == _DISPOSED and self._ends_with(event):
             self.disposals.append(self.total)
 
@@ -137,6 +167,7 @@ class Channel(Generic[Chunk]):
         event = self.events.popleft()
         if self._behind:
             self._evicted_types[event.type] += 1
+        self.start = None
         self.base += 1
         self.base_bytes += len(event.payload)
 
@@ -151,19 +182,20 @@ class Channel(Generic[Chunk]):
         self._floor = min(self._floor, self.total)
         self.ready.clear()
         self.pages.clear()
+        self.start = None
 
-    def join(self, reader: Reader, position: int) -> tuple[int, int]:
-        """Begin to track a reader that has been given everything up to a sequence number.
-
-        :return: its absolute index and the bytes before it.
-        """
-        offset = bisect_right(self.events, position, key=lambda event: event.seq)
-        reader.index = self.base + offset
+    def join(self, reader: Reader) -> Place:
+        """Begin to track a reader; where it is, by its position."""
+        events, place = self.events, reader.place
+        offset = bisect_right(events, place.position, key=lambda event: event.seq)
+        index = self.base + offset
+        before = self.total_bytes - sum(len(events[i].payload) for i in range(offset, len(events)))
+        found = Place(index, before, place.position, place.last_id)
+        if found != self._newest_place:
+            self._newest_place = found
         self.readers.add(reader)
-        self._floor = min(self._floor, reader.index)
-        return reader.index, self.total_bytes - sum(
-            len(self.events[i].payload) for i in range(offset, len(self.events))
-        )
+        self._floor = min(self._floor, index)
+        return self._newest_place
 
     def leave(self, reader: Reader) -> None:
         """Stop tracking a reader."""
@@ -172,13 +204,13 @@ class Channel(Generic[Chunk]):
         self.waiting.pop(reader, None)
 
     def recovered(self, reader: Reader) -> None:
-        """A reader's loss to retention is accounted for; it is at ``reader.index`` again."""
+        """A reader's loss to retention is accounted for; it is at ``reader.place`` again."""
         if reader.overtaken is not None:
             reader.overtaken = None
             self._behind -= 1
             if not self._behind:
                 self._evicted_types.clear()
-        self._floor = min(self._floor, reader.index)
+        self._floor = min(self._floor, reader.place.at)
 
     def lost_types(self, reader: Reader) -> Counter[str]:
         """The evicted events by type that an overtaken reader never got."""
@@ -193,15 +225,19 @@ class Channel(Generic[Chunk]):
         floor = self.total
         for reader in self.readers:
             if reader.overtaken is None:
-                if reader.index <= self.base:
+                if reader.place.at <= self.base:
                     reader.overtaken = Counter(self._evicted_types)
                     self._behind += 1
                 else:
-                    floor = min(floor, reader.index)
+                    floor = min(floor, reader.place.at)
         self._floor = floor
 
-    def batch(self, index: int, epoch: str, stop: int | None = None) -> Batch[Chunk]:
-        """Wrap what follows an index, at most ``BATCH_BYTES`` or one event; shared by everyone who asks from there."""
+    def batch(self, place: Place, epoch: str, stop: int | None = None) -> Batch[Chunk]:
+        """Wrap what follows a place, at most ``BATCH_BYTES`` or one event; shared by everyone who asks from there.
+
+        :param stop: the index before which to end.
+        """
+        index = place.at
         if stop is None:
             found = self.ready.get(index)
             if found is not None:
@@ -217,7 +253,9 @@ class Channel(Generic[Chunk]):
                     break
                 size += len(event.payload)
                 events.append(event)
-        batch = Batch(self.envelope.batch(events, epoch), index + len(events), size, events[-1].seq)
+        last = events[-1].seq
+        end = Place(index + len(events), place.bytes_before + size, last, last)
+        batch = Batch(self.envelope.batch(events, epoch), end)
         if stop is None and self.members > 1:
             if len(self.ready) >= _CACHED_BATCHES:
                 self.ready.clear()

@@ -18,6 +18,8 @@ from starlette.types import Scope, Send
 from .wakeup import on_asyncio
 
 _KNOWN: Final = ("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl")
+#: Bytes that wait for the socket, beyond which the pump waits in ``send`` instead: where uvicorn's does.
+_FULL: Final = 64 * 1024
 
 
 def supports(scope: Scope, send: Send) -> bool:
@@ -28,10 +30,7 @@ def supports(scope: Scope, send: Send) -> bool:
         type(cycle).__module__ in _KNOWN
         and getattr(send, "__name__", "") == "send"
         and scope.get("http_version") == "1.1"  # Before that there are no chunks.
-        and hasattr(cycle, "disconnected")
-        and hasattr(getattr(cycle, "flow", None), "write_paused")
-        and callable(getattr(transport, "write", None))
-        and callable(getattr(transport, "is_closing", None))
+        and all(callable(getattr(transport, name, None)) for name in ("write", "is_closing", "get_write_buffer_size"))
         and on_asyncio()
     )
 
@@ -39,31 +38,30 @@ def supports(scope: Scope, send: Send) -> bool:
 class Writer:
     """Writes to one connection while its pump waits."""
 
-    __slots__ = ("_cycle", "_flow", "_is_closing", "_write")
+    __slots__ = ("_transport",)
 
     #: The newest chunk and its frame: readers of one channel are woken one after the other.
     _framed: tuple[bytes, bytes] = (b"", b"")
 
     def __init__(self, send: Send) -> None:
-        self._cycle: Any = send.__self__  # type: ignore[attr-defined]
-        self._flow: Any = self._cycle.flow
-        self._write = self._cycle.transport.write
-        # In a pipeline of requests uvicorn tells only the newest that the client left; asyncio writes into the void.
-        self._is_closing = self._cycle.transport.is_closing
+        self._transport: Any = send.__self__.transport  # type: ignore[attr-defined]
 
-    def __call__(self, chunk: bytes) -> bool:
+    def write(self, chunk: bytes) -> bool:
         """Write a chunk.
 
         :return: ``False`` if it is the pump's business: the connection is closed, or its buffer is full.
         """
-        if self._flow.write_paused or self._cycle.disconnected or self._is_closing():
+        # The transport is asked, not the server: asyncio writes into the void once it is closed, and in a pipeline of
+        # requests uvicorn tells only the newest that the client left.
+        transport = self._transport
+        if transport.get_write_buffer_size() > _FULL or transport.is_closing():
             return False
         known, framed = Writer._framed
         if known is not chunk:
             framed = b"%x\r\n%b\r\n" % (len(chunk), chunk)
             Writer._framed = (chunk, framed)
         try:
-            self._write(framed)
+            transport.write(framed)
         except (OSError, RuntimeError):  # uvloop raises the latter; the pump finds out what it means
             return False
         return True

@@ -59,6 +59,12 @@ class Hangup(AsyncioBell):
         if cycle.disconnected:
             leaver.end("client")
 
+    def has_left(self) -> None:
+        """The connection is closing, of which the server is told later: when what is buffered is gone, or never, since
+        of requests in a pipeline only the newest is. It complains of a stream that ends before."""
+        self._cycle.disconnected = True
+        self._leaver.end("client")
+
     def stop(self) -> None:
         """Give the server an event of its own back."""
         del self._leaver  # Which has this.

@@ -78,7 +78,8 @@ class Log:
         self.blocking = Blocking(lambda: (Limits(self.head, self.channels.total_bytes), self._slice))
         self._moved = moved
         self._woken = woken
-        self._usual = self._limits = limits
+        #: The smallest of all subscribers; a lag within them needs no policy.
+        self.limits = self._usual = limits
         self._slice = self._slice_for(limits)
         #: Stored but not visible yet; never another object, since publishers keep it at hand.
         self.arrivals: deque[StoredEvent] = deque()
@@ -119,16 +120,16 @@ class Log:
     def follow(self, follower: Follower, limits: Limits) -> None:
         """A subscription attached; slices fit the smallest limits there are."""
         self.followers.add(follower)
-        self._limits = Limits(min(self._limits.events, limits.events), min(self._limits.bytes, limits.bytes))
-        self._slice = self._slice_for(self._limits)
+        self.limits = Limits(min(self.limits.events, limits.events), min(self.limits.bytes, limits.bytes))
+        self._slice = self._slice_for(self.limits)
 
     def unfollow(self, follower: Follower) -> None:
         """A subscription left."""
         self.followers.discard(follower)
         self._waiting_for_head.discard(follower)
         if not self.followers:
-            self._limits = self._usual
-            self._slice = self._slice_for(self._limits)
+            self.limits = self._usual
+            self._slice = self._slice_for(self.limits)
 
     def _slice_for(self, limits: Limits) -> Limits:
         """Half of the smallest limits, and a quarter of what the window holds, so that nobody is overtaken by it."""

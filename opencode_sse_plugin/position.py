@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from . import frames
 from .account import Loss
-from .channel import BATCH_BYTES, Batch, Channel, Page
+from .channel import BATCH_BYTES, Channel, Page, Place
 from .clock import Clock
 from .delivery import DeliveryClasses
 from .edits import UNDECIDED, Cause, Edits
@@ -27,6 +27,7 @@ from .stores import Evicted
 from .subscriber import Subscriber
 
 Chunk = TypeVar("Chunk")
+Taken = TypeVar("Taken", contravariant=True)
 
 #: Pages end where the sequence number is a multiple of this, so that all who replay come to read the same ones.
 PAGE_EVENTS: Final = 192
@@ -50,14 +51,37 @@ class Services:
     counters: Counter[str]
 
 
-class Position(Generic[Chunk]):
+class Writer(Protocol[Taken]):
+    """Writes for a pump that waits."""
+
+    def write(self, chunk: Taken) -> bool:
+        """Write a chunk at once; ``False`` if only the pump can."""
+        ...
+
+
+class _Often(Generic[Chunk]):
+    """What every delivery reads and writes: Python sorts slots by name, and a base class's come first, so that these
+    lie side by side in the processor's cache."""
+
+    __slots__ = ("_channel", "_waiting", "last_frame", "place", "writer")
+
+    _channel: Channel[Chunk]
+    #: Whether a pump waits, and what comes next is just the next events.
+    _waiting: bool
+    #: When something was written last, by the bus's clock.
+    last_frame: float
+    place: Place
+    #: Set by a pump.
+    writer: Writer[Chunk] | None
+
+
+class Position(_Often[Chunk]):
     """One reader of the log. ``ending`` and ``reason`` tell how its stream ended once it has."""
 
     # So many attributes in a dict are read more slowly and take 1 KB more.
     __slots__ = (
         "_blocked",
         "_blocks",
-        "_channel",
         "_classes_until",
         "_edits",
         "_expired",
@@ -65,21 +89,17 @@ class Position(Generic[Chunk]):
         "_live",
         "_log",
         "_loss",
+        "_not_given",
         "_outbox",
         "_retry",
         "_stop",
-        "bytes_before",
-        "delivered",
         "dropped",
         "ending",
         "envelope",
-        "index",
-        "last_id",
         "leveled",
         "limited",
         "merged",
         "overtaken",
-        "position",
         "reason",
         "services",
         "subscriber",
@@ -91,19 +111,17 @@ class Position(Generic[Chunk]):
         self.envelope = envelope
         self.ending: Ending | None = None
         self.reason = "client"
-        self.delivered = self.dropped = self.merged = 0
-        #: Up to here everything has been given or reported.
-        self.position = 0
-        #: Sequence number of the last ``id:`` written.
-        self.last_id = 0
+        self.dropped = self.merged = 0
+        self.place = Place()
+        #: Events passed by in the channel without being given, less those that were given from elsewhere.
+        self._not_given = 0
         #: Whether it was ever level with the head.
         self.leveled = False
         #: Whether limits apply now; not while it reads what it missed.
         self.limited = False
-        self.index = self.bytes_before = 0
         self.overtaken: Counter[str] | None = None
         self._log = services.log
-        self._channel: Channel[Chunk] = self._log.channels.get(subscriber.filter, envelope, self._log.head)
+        self._channel = self._log.channels.get(subscriber.filter, envelope, self._log.head)
         subscriber.filter = self._channel.filter  # An equal one, kept once for all who share it.
         self._live = False
         self._edits = UNDECIDED
@@ -127,12 +145,46 @@ class Position(Generic[Chunk]):
         raise NotImplementedError
 
     @property
+    def index(self) -> int:
+        """See ``Place``."""
+        return self.place.at
+
+    @property
+    def position(self) -> int:
+        """See ``Place``."""
+        return self.place.position
+
+    @property
+    def last_id(self) -> int:
+        """See ``Place``."""
+        return self.place.last_id
+
+    @property
+    def delivered(self) -> int:
+        """Events handed over."""
+        return self.place.at - self._not_given
+
+    @property
     def lag(self) -> Lag:
         """Matching events and bytes that were not handed over; while paging nothing counts."""
         if not self._live:
             return Lag(0, 0)
-        channel, edits = self._channel, self._edits
-        return Lag(channel.total - self.index - edits.events, channel.total_bytes - self.bytes_before - edits.bytes)
+        channel, edits, place = self._channel, self._edits, self.place
+        return Lag(channel.total - place.at - edits.events, channel.total_bytes - place.bytes_before - edits.bytes)
+
+    def _move(self, index: int, bytes_before: int, position: int) -> None:
+        """Be elsewhere in the channel; nothing in between was given."""
+        self._not_given += index - self.index
+        self.place = Place(index, bytes_before, position, self.last_id)
+
+    def _gave(self, events: int, last_id: int) -> None:
+        """Events were given of which the index does not tell."""
+        self._not_given -= events
+        self.place = self.place._replace(last_id=last_id)
+
+    def _at(self, position: int) -> None:
+        """Everything up to a sequence number was given or reported."""
+        self.place = self.place._replace(position=position)
 
     def is_level(self) -> bool:
         """Whether there is nothing to do but wait."""
@@ -184,7 +236,7 @@ class Position(Generic[Chunk]):
                     lagged = self._take_loss()
                     chunk = lagged if chunk is None else chunk if lagged is None else chunk + lagged  # type: ignore[operator]
                     events.append(event)
-            self.position = event.seq
+            self._at(event.seq)
         return self._joined(chunk, events)
 
     async def _turn(self) -> None:
@@ -192,18 +244,16 @@ class Position(Generic[Chunk]):
         raise NotImplementedError
 
     def _take_page(self, page: Page[Chunk]) -> Chunk | None:
-        self.position = page.last
+        self._at(page.last)
         if page.matches:
-            self.delivered += page.matches
-            self.last_id = page.last_match
+            self._gave(page.matches, page.last_match)
         return page.chunk
 
     def _joined(self, chunk: Chunk | None, events: list[StoredEvent]) -> Chunk | None:
         """Wrap events behind a chunk, and empty the list."""
         if not events:
             return chunk
-        self.delivered += len(events)
-        self.last_id = events[-1].seq
+        self._gave(len(events), events[-1].seq)
         wrapped = self.envelope.batch(events, self._log.epoch)
         events.clear()
         return wrapped if chunk is None else chunk + wrapped  # type: ignore[operator]
@@ -213,7 +263,9 @@ class Position(Generic[Chunk]):
         log, channel = self._log, self._channel
         if not max(channel.since, log.channels.oldest(log.head) - 1, self._classes_until) <= self.position <= log.head:
             return False
-        self.index, self.bytes_before = channel.join(self, self.position)
+        place = channel.join(self)
+        self._not_given += place.at - self.index
+        self.place = place
         self._live = True
         self._leveled_if_level()
         return True
@@ -227,7 +279,7 @@ class Position(Generic[Chunk]):
         """What follows was never shown here: look for it in the store."""
         if self._live:
             if self.index == self._channel.total:
-                self.position = self._log.head
+                self._at(self._log.head)
             self._go_paging()
         self.wake()
 
@@ -254,8 +306,7 @@ class Position(Generic[Chunk]):
         edits = self._edits
         while edits and (skipped := edits.skip_at(self.index)) is not None:
             self._lose(channel.between(skipped.start, skipped.stop), skipped.cause)
-            self.index = skipped.stop
-            self.bytes_before += skipped.size
+            self._move(skipped.stop, self.place.bytes_before + skipped.size, self.position)
             if edits.next_skip == self.index:
                 return self._take_loss()  # What follows was lost under another policy.
         if self.index == channel.total:
@@ -266,23 +317,18 @@ class Position(Generic[Chunk]):
         if edits.folds:
             return self._take_folded(channel.total if stop is None else stop)
         lagged = self._take_loss()
-        batch = channel.batch(self.index, self._log.epoch, stop)
-        self._gave(batch)
+        batch = channel.batch(self.place, self._log.epoch, stop)
+        self.place = batch.end
         self._leveled_if_level()
-        if disposal is not None and batch.end == disposal:
+        if disposal is not None and self.index == disposal:
             self.ending, self.reason = "clean", "complete"
         return batch.chunk if lagged is None else lagged + batch.chunk  # type: ignore[operator]
 
     def _within_limits(self, count: int) -> bool:
         """Whether its policy need not be asked about a lag of so many events; one event never exceeds a limit."""
         limits = self.subscriber.limits
-        return count == 1 or (count <= limits.events and self._channel.total_bytes - self.bytes_before <= limits.bytes)
-
-    def _gave(self, batch: Batch[Chunk]) -> None:
-        self.delivered += batch.end - self.index
-        self.index = batch.end
-        self.bytes_before += batch.size
-        self.position = self.last_id = batch.last_seq
+        distance = self._channel.total_bytes - self.place.bytes_before
+        return count == 1 or (count <= limits.events and distance <= limits.bytes)
 
     def _leveled_if_level(self) -> None:
         if not self.limited and self.index == self._channel.total:
@@ -294,11 +340,12 @@ class Position(Generic[Chunk]):
         lagged = self._take_loss()
         events: list[StoredEvent] = []
         size = 0
-        for original in channel.between(self.index, stop):
-            given = edits.fold_at(self.index, original)
-            self.index += 1
-            self.bytes_before += len(original.payload)
-            self.position = original.seq
+        index, before, position, _ = self.place
+        for original in channel.between(index, stop):
+            given = edits.fold_at(index, original)
+            index += 1
+            before += len(original.payload)
+            position = original.seq
             if given is None:
                 self.merged += 1
                 continue
@@ -306,6 +353,7 @@ class Position(Generic[Chunk]):
             size += len(given.payload)
             if size >= BATCH_BYTES:
                 break
+        self._move(index, before, position)
         self._leveled_if_level()
         return self._joined(lagged, events)
 
@@ -318,7 +366,7 @@ class Position(Generic[Chunk]):
         before = self._loss.dropped
         self._loss.add_all(events)
         self.dropped += self._loss.dropped - before
-        self.position = self._loss.last
+        self._at(self._loss.last)
 
     def _overtaken_by_retention(self, gone: int) -> None:
         """Everything up to ``gone`` left the store (or the live window) before this subscriber was given it."""
@@ -336,18 +384,18 @@ class Position(Generic[Chunk]):
             removed = self._edits.evict(channel)
             missed = channel.base - self.index - removed.events
             loss.dropped += missed
-            loss.dropped_bytes += channel.base_bytes - self.bytes_before - removed.bytes
+            loss.dropped_bytes += channel.base_bytes - self.place.bytes_before - removed.bytes
             loss.by_type.update(channel.lost_types(self))
             loss.by_type.subtract(removed.types)
             loss.by_type = +loss.by_type
             self.dropped += missed
             self.merged += removed.events
-            self.index, self.bytes_before = channel.base, channel.base_bytes
+            self._move(channel.base, channel.base_bytes, gone)
             channel.recovered(self)
         else:
             # Nobody in this process counted what went by while it read from the store.
             loss.dropped = loss.dropped_bytes = -1
-        self.position = gone
+            self._at(gone)
         self._leveled_if_level()
 
     def _take_loss(self) -> Chunk | None:
@@ -452,7 +500,7 @@ class Position(Generic[Chunk]):
     def _control(self, type: str, properties: dict[str, Any] | None = None, id: int | None = None) -> Chunk:
         retry, self._retry = self._retry, None
         if id is not None:
-            self.last_id = id
+            self.place = self.place._replace(last_id=id)
         event = Event(type, properties or {}, self.services.new_id())
         return self.envelope.control(event, None if id is None else f"{self._log.epoch}:{id}", retry)
 

@@ -80,8 +80,7 @@ class EventStreamResponse:
         servers_own = scope.get(transport.OWN_SEND, send)
         subscription.on_cut = cut or partial(transport.abort, scope, servers_own)
         if self._hangup is not None and transport.is_closed(servers_own):
-            # Of requests in a pipeline uvicorn tells the newest alone that the client left.
-            subscription.end("client")
+            self._hangup.has_left()
         try:
             chunk = await subscription.look()
             if not self._begun:
@@ -92,10 +91,10 @@ class EventStreamResponse:
                     chunk = await subscription.look()
                 behind = transport.unwrapped(send)
                 if direct.supports(scope, behind):
-                    subscription.write = direct.Writer(behind)
-            write = subscription.write
+                    subscription.writer = direct.Writer(behind)
+            writer = subscription.writer
             while chunk is not None:
-                if write is None or not write(chunk):
+                if writer is None or not writer.write(chunk):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 chunk = await subscription.look()
             if subscription.ending == "clean":

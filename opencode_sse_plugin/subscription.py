@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from . import cursors, frames
+from .channel import Step
 from .edits import UNDECIDED
 from .frames import Envelope
 from .overflow import Limits
@@ -32,14 +33,11 @@ class Subscription(Position[Chunk]):
         "_slow",
         "_started",
         "_told_epoch",
-        "_waiting",
         "_warned",
         "drain_now",
         "heartbeat_due",
-        "last_frame",
         "on_cut",
         "retry_after_drain",
-        "write",
         "writing_since",
     )
 
@@ -52,8 +50,7 @@ class Subscription(Position[Chunk]):
         self.heartbeat_due = False
         self.retry_after_drain: int | None = None
         self.drain_now = False
-        #: Set by a pump: writes a chunk at once, in its place; ``False`` if only the pump can.
-        self.write: Callable[[Chunk], bool] | None = None
+        self.writer = None
         #: Set by a pump that is busy: gets it out of a write that may never return.
         self.on_cut: Callable[[], object] | None = None
         self._waiting = False
@@ -127,8 +124,8 @@ class Subscription(Position[Chunk]):
         count = channel.total - index
         if not count or index < channel.base or channel.disposals or not self._within_limits(count):
             return None
-        batch = channel.batch(index, self._log.epoch)
-        self._gave(batch)
+        batch = channel.batch(self.place, self._log.epoch)
+        self.place = batch.end
         return batch.chunk
 
     def given(self) -> None:
@@ -214,25 +211,32 @@ class Subscription(Position[Chunk]):
 
         A pump waits only where nothing but events can come next, and whatever changes that calls :meth:`wake`.
         """
-        write = self.write
-        if self._waiting and write is not None:
-            channel, index = self._channel, self.index
-            count = channel.total - index
-            if not count:
+        writer = self.writer
+        if self._waiting and writer is not None:
+            channel = self._channel
+            step = channel.step if channel.start is self.place else self._step()
+            if step is not None and writer.write(step.chunk):
+                self.place = step.end
+                self.last_frame = step.at
+                if step.is_level:
+                    return True
+            elif self.place.at == channel.total:
                 return True
-            if index >= channel.base and not channel.disposals and (count == 1 or self._within_limits(count)):
-                chunk, end, size, last = channel.ready.get(index) or channel.batch(index, self._log.epoch)
-                if write(chunk):
-                    # As in _gave: a call less for each delivery.
-                    self.delivered += end - index
-                    self.index = end
-                    self.bytes_before += size
-                    self.position = self.last_id = last
-                    self.last_frame = self._now()
-                    if end == channel.total:
-                        return True
         self.wake()  # A big backlog goes on in turns with the others.
         return False
+
+    def _step(self) -> Step[Chunk] | None:
+        """What is written in place of a pump that waits, the same for everyone at this place; ``None`` if that is the
+        pump's business."""
+        channel, place = self._channel, self.place
+        count = channel.total - place.at
+        if place.at < channel.base or channel.disposals or not count or not self._within_limits(count):
+            return None
+        batch = channel.batch(place, self._log.epoch)
+        step = Step(batch.chunk, batch.end, batch.end.at == channel.total, self._now())
+        if channel.members > 1 and self._log.limits.allow(self.lag):
+            channel.start, channel.step = place, step
+        return step
 
     def wake(self) -> None:
         """Let a waiting pump look again. From here on it is the pump's: two writers must never meet."""
@@ -324,14 +328,14 @@ class Subscription(Position[Chunk]):
             head, snapshot = log.head, None
             if subscriber.snapshot:
                 _, head, snapshot = await self._look(snapshot=True)
-            self.position = head
+            self._at(head)
             self._say(frames.CONNECTED, id=None if snapshot is not None else self.position)
             return self._give_snapshot(snapshot)
         bounds, _, _ = await self._look()
         refusal = cursors.refusal(start, bounds, replay=self.services.settings.replay)
         terminal = subscriber.mode == "terminal"
         if refusal is None and start.cursor is not None:
-            self.position = start.cursor.seq
+            self._at(start.cursor.seq)
             self._classes_until = bounds.latest if start.classes is not None else 0
             self._say(frames.HEARTBEAT if subscriber.mode == "resume" else frames.CONNECTED, id=self.position)
             if terminal:
@@ -340,7 +344,7 @@ class Subscription(Position[Chunk]):
         reason, snapshot = refusal or "malformed", None
         if not terminal:
             bounds, _, snapshot = await self._look(snapshot=True)
-        self.position = bounds.latest
+        self._at(bounds.latest)
         self._say(frames.CONNECTED, id=None)
         self._say(
             frames.EXPIRED,
@@ -361,7 +365,7 @@ class Subscription(Position[Chunk]):
         self._go_paging()
         self._edits = UNDECIDED
         self.limited = self.leveled = False
-        self.position = bounds.latest
+        self._at(bounds.latest)
         self._say(frames.EXPIRED, properties, id=None if snapshot is not None else bounds.latest)
         self._give_snapshot(snapshot)
         if terminal:
@@ -389,7 +393,7 @@ class Subscription(Position[Chunk]):
             if self.envelope.sees(event):
                 complete = event if event.id else replace(event, id=self.services.new_id())
                 self._put(self.envelope.control(complete, None, None))
-        self.position = snapshot.at
+        self._at(snapshot.at)
         self._say(frames.HEARTBEAT, id=self.position)
         return True
 
@@ -413,7 +417,7 @@ class Subscription(Position[Chunk]):
         """Where this subscriber is, so that a quiet filter does not age out."""
         self.heartbeat_due = False
         if self._live and self.index == self._channel.total:
-            self.position = self._log.head
+            self._at(self._log.head)
         return self._control(frames.HEARTBEAT, id=self.position)
 
     def _drain(self) -> Chunk:

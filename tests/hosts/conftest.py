@@ -42,12 +42,12 @@ def read(opened: ExitStack) -> Callable[..., Reader]:
 def written(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
     """How often a chunk was written directly (True), or had to be left to the pump (False)."""
     outcomes: Counter[bool] = Counter()
-    write = direct.Writer.__call__
+    write = direct.Writer.write
 
     def counting(writer: direct.Writer, chunk: bytes) -> bool:
         done = write(writer, chunk)
         outcomes[done] += 1
         return done
 
-    monkeypatch.setattr(direct.Writer, "__call__", counting)
+    monkeypatch.setattr(direct.Writer, "write", counting)
     return outcomes
