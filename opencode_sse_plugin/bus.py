@@ -186,7 +186,7 @@ class EventBus:
         self._drain_asked = anyio.Event()
         self._watching = False
         settings = self.settings
-        self.log = Log(self.store, self._limits, self._moved, self._woken)
+        self.log = Log(self.store, self._limits, self._moved, self._woken, settings.loop_share)
         await self.log.open()
         if self.store.kind == "memory" and has_siblings():
             logger.warning(_APART)

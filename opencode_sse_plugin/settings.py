@@ -30,6 +30,8 @@ class Settings:
     :param overflow: name of the overflow policy, with parameters behind ``?``.
     :param write_timeout: a subscriber blocked in one write for so long is dropped.
     :param heartbeat: a heartbeat after so long without a frame.
+    :param loop_share: of the event loop's time, what waking a hundred subscribers and more may take, from 0.01 to
+        1: less saves processor time, since more events go out in one write, and more saves latency.
     :param retry: what clients are told to wait before they reconnect, in milliseconds.
     :param store: URL of the event store.
     :param replay: whether cursors are served; if not, they expire with reason ``disabled``.
@@ -49,6 +51,7 @@ class Settings:
     overflow: str = "disconnect"
     write_timeout: float = 30.0
     heartbeat: float = 10.0
+    loop_share: float = 1 / 3
     retry: int = 1000
     store: str = "memory://"
     replay: bool = True
@@ -69,6 +72,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value}")
+        if self.loop_share > 1:
+            raise ConfigurationError(f"loop_share must be at most 1, not {self.loop_share}")
         if self.publish_errors not in ("drop", "keep"):
             raise ConfigurationError(f"publish_errors must be 'drop' or 'keep', not {self.publish_errors!r}")
         if self.max_event_bytes > self.queue_max_bytes:
@@ -104,6 +109,7 @@ _LEAST: Final[dict[str, float]] = {
     "queue_max_bytes": 1,
     "write_timeout": 0.01,
     "heartbeat": 0.01,
+    "loop_share": 0.01,
     "retry": 0,
     "retain_events": 1,
     "retain_bytes": 1,

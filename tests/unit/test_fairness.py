@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -11,13 +12,14 @@ import anyio.lowlevel
 import pytest
 
 from opencode_sse_plugin import EventBus, Filter, Grant, Settings, event_app, hookimpl
+from opencode_sse_plugin import log as log_module
 from opencode_sse_plugin.channel import BATCH_BYTES, WAKE_AT_ONCE
-from opencode_sse_plugin.frames import OBJECT
-from opencode_sse_plugin.log import PAGES_AT_ONCE
+from opencode_sse_plugin.frames import EVENT, OBJECT
+from opencode_sse_plugin.log import PAGES_AT_ONCE, Log
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.stores.memory import MemoryEventStore
 from opencode_sse_plugin.subscription import Subscription
-from opencode_sse_plugin.testing import stream
+from opencode_sse_plugin.testing import settle, stream
 
 
 class Turns:
@@ -73,6 +75,78 @@ async def test_a_turn_wakes_so_many_readers_and_no_more(monkeypatch: pytest.Monk
             await anyio.lowlevel.checkpoint()
         turns.stop()
         assert turns.most == WAKE_AT_ONCE
+
+
+class Rests:
+    """The event loop as a log sees it: time that only reading takes, and timers that end only when told."""
+
+    def __init__(self, log: Log) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[[], object], asyncio.Event]] = []
+        log._call_later = self._later  # type: ignore[assignment]
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def _later(self, delay: float, call: Callable[[], object]) -> Any:
+        cancelled = asyncio.Event()
+        self.timers.append((delay, call, cancelled))
+        return SimpleNamespace(cancel=cancelled.set)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(("share", "rest", "longest"), [(1 / 3, 0.020, 0.030), (0.5, 0.010, 0.015), (1.0, 0.0, 0.0)])
+async def test_waking_many_takes_a_share_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch, share: float, rest: float, longest: float
+) -> None:
+    """What comes while the log rests goes out together: with the first event behind the rest, or after half as long."""
+    settings = Settings(loop_share=share)
+    async with EventBus(settings, plugins=Plugins(discover=False)) as bus, anyio.create_task_group() as tasks:
+        rests = Rests(bus.log)
+        monkeypatch.setattr(log_module, "time", rests)
+        got: list[int] = []
+
+        async def read() -> None:
+            subscription = await bus.attach(bus.new_subscriber("event", Filter(), Grant.everything()), EVENT)
+            while (chunk := await subscription.next()) is not None:
+                rests.now += 0.010 / WAKE_AT_ONCE
+                got.append(chunk.count(b"data:"))
+
+        for _ in range(WAKE_AT_ONCE):
+            tasks.start_soon(read)
+        await settle()
+
+        async def given() -> list[int]:
+            """How many events each of those got who got something."""
+            got.clear()
+            await settle()
+            return got.copy()
+
+        bus.publish_nowait("at once")
+        assert await given() == [1] * WAKE_AT_ONCE
+        awake = rests.now
+        if not rest:
+            bus.publish_nowait("at once")
+            assert await given() == [1] * WAKE_AT_ONCE
+            assert not rests.timers
+        else:
+            bus.publish_nowait("while it rests")
+            rests.now = awake + rest * 0.9
+            bus.publish_nowait("while it rests")
+            assert await given() == []
+            rests.now = awake + rest
+            bus.publish_nowait("when it has rested")
+            assert await given() == [3] * WAKE_AT_ONCE
+            ((delay, _, cancelled),) = rests.timers
+            assert delay == pytest.approx(longest)
+            assert cancelled.is_set()
+
+            bus.publish_nowait("and nothing more")
+            assert await given() == []
+            rests.timers[1][1]()
+            assert await given() == [1] * WAKE_AT_ONCE
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.anyio

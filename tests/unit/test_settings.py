@@ -26,7 +26,7 @@ def test_the_proposals_variable_is_honoured() -> None:
 
 
 def test_every_field_is_read_from_the_environment() -> None:
-    texts = {"int": "5", "float": "5.5", "bool": "no", "tuple": "a, b", "str": "x", "Literal": "keep"}
+    texts = {"int": "5", "float": "0.5", "bool": "no", "tuple": "a, b", "str": "x", "Literal": "keep"}
     for field in fields(Settings):
         text = next(text for kind, text in texts.items() if str(field.type).startswith(kind))
         loaded = Settings.load(environ={PREFIX + field.name.upper(): text})
@@ -39,7 +39,14 @@ def test_an_empty_variable_is_no_variable() -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("QUEUE_MAX", "many"), ("QUEUE_MAX", "0"), ("HEARTBEAT", "nan"), ("REPLAY", "maybe"), ("PUBLISH_ERRORS", "x")],
+    [
+        ("QUEUE_MAX", "many"),
+        ("QUEUE_MAX", "0"),
+        ("HEARTBEAT", "nan"),
+        ("LOOP_SHARE", "1.5"),
+        ("REPLAY", "maybe"),
+        ("PUBLISH_ERRORS", "x"),
+    ],
 )
 def test_a_bad_variable_is_named_with_its_value(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{PREFIX}{name}='{text}'"):
