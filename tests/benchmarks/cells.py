@@ -20,6 +20,7 @@ from machine import BUILD, HERE, CannotRun, cpu_seconds, resident_bytes, two_cor
 
 SERVERS: Final = {
     "ours": [sys.executable, str(HERE / "servers/ours.py")],
+    "ours*": [sys.executable, str(HERE / "servers/ours.py"), "loop_share=1"],
     "sse-starlette": [sys.executable, str(HERE / "servers/peer_sse_starlette.py")],
     "sse-starlette*": [sys.executable, str(HERE / "servers/peer_sse_starlette.py"), "events"],
     "fastapi.sse": [sys.executable, str(HERE / "servers/peer_fastapi.py")],
@@ -234,7 +235,7 @@ def load_client(server: str, shape: Shape, port: int, *, path: str = "", sample:
     sample = sample or max(1, round(expected / _PARSED))
     command = [str(BUILD / "load"), "--port", str(port), "--connections", str(shape.subscribers)]
     command += ["--path", path or default, "--sample", str(sample)]
-    if server == "ours":
+    if server.startswith("ours"):
         command += ["--ids", "ordered" if shape.sessions else "contiguous"]
     if stall:
         command += ["--stall", "1"]

@@ -38,10 +38,10 @@ class Results:
         values = self.all_of(row, server, metric)
         return median(values) if values else None
 
-    def ratio(self, row: str, server: str, metric: Metric, *, other_row: str = "") -> float:
+    def ratio(self, row: str, server: str, metric: Metric, *, other_row: str = "", ours: str = OURS) -> float:
         """Ours to a peer's: the median of the rounds, each with its neighbour in time, since machines drift."""
-        pairs = zip(self.all_of(row, OURS, metric), self.all_of(other_row or row, server, metric), strict=False)
-        return median(ours / theirs if theirs else float("inf") for ours, theirs in pairs)
+        pairs = zip(self.all_of(row, ours, metric), self.all_of(other_row or row, server, metric), strict=False)
+        return median(one / theirs if theirs else float("inf") for one, theirs in pairs)
 
 
 def count(number: float) -> str:
@@ -105,8 +105,8 @@ def _why(results: Results, row: Row, server: str) -> str:
 
 def verdict(row: Row, goal: Goal, results: Results) -> str:
     """Whether one goal is reached."""
-    ours = results.median(row.name, OURS, goal.metric)
-    name = NAMES[goal.metric]
+    ours = results.median(row.name, goal.ours, goal.metric)
+    name = NAMES[goal.metric] + ("" if goal.ours == OURS else f" of {goal.ours}")
     base, what, other, server = 1.0, "", "", ""
     if goal.peer is not None:
         other, server = goal.other_row, goal.peer.rpartition(":")[2]
@@ -122,7 +122,7 @@ def verdict(row: Row, goal: Goal, results: Results) -> str:
     if goal.plus:
         ratio = ours - base
     elif goal.peer is not None:
-        ratio = results.ratio(row.name, server, goal.metric, other_row=other)
+        ratio = results.ratio(row.name, server, goal.metric, other_row=other, ours=goal.ours)
     else:
         ratio = ours
     shown = f"{ratio:+.1f} ms{what}" if goal.plus else f"{ratio:.3g}{what}"

@@ -28,7 +28,7 @@ class Goal:
     """What ours is to reach: ``least`` and ``aim`` are multiples of a peer's figure, or figures where there is none.
 
     :param peer: whose; ``ROW:SERVER`` is another row's. :param more: whether more is better. :param plus: added to the
-        peer's figure, instead of multiplying it.
+        peer's figure, instead of multiplying it. :param ours: which of ours.
     """
 
     metric: Metric
@@ -37,6 +37,7 @@ class Goal:
     aim: float | None = None
     more: bool = True
     plus: bool = False
+    ours: str = "ours"
 
     @property
     def other_row(self) -> str:
@@ -57,6 +58,8 @@ class Row:
 
 
 OURS: Final = "ours"
+#: The same, told to wake everyone at once rather than to join events.
+OURS_AT_ONCE: Final = "ours*"
 SSE: Final = "sse-starlette"
 #: The same as its documentation shows it; the first is its best configuration.
 SSE_EVENTS: Final = "sse-starlette*"
@@ -85,7 +88,7 @@ ROWS: Final = (
         "100",
         "1000 subscribers x 100 events/s",
         Shape(1000, 100),
-        (OURS, SSE, SSE_EVENTS, FASTAPI, NCHAN, LOOP),
+        (OURS, OURS_AT_ONCE, SSE, SSE_EVENTS, FASTAPI, NCHAN, LOOP),
         (
             Goal("per_cpu_second", SSE, 4, 5),
             Goal("per_cpu_second", SSE_EVENTS, 2.5, 5),
@@ -94,6 +97,8 @@ ROWS: Final = (
             Goal("per_cpu_second", FASTAPI, 15, 20),
             Goal("p50_ms", NCHAN, 1.5, 1, more=False),
             Goal("p99_ms", NCHAN, 1.5, 1, more=False),
+            Goal("p50_ms", NCHAN, 1.5, 1, more=False, ours=OURS_AT_ONCE),
+            Goal("p99_ms", NCHAN, 1.5, 1, more=False, ours=OURS_AT_ONCE),
             Goal("idle_kb", NCHAN, 1, more=False),
             Goal("idle_kb", None, 10, more=False),
         ),

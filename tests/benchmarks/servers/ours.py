@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from importlib.metadata import version
 from typing import Any
@@ -15,9 +16,9 @@ from starlette.applications import Starlette
 from opencode_sse_plugin import EventBus, PublishBufferFull, Settings, install
 from opencode_sse_plugin.cli.demo import one_round, read_trace, shipped
 
+named = [*os.environ.get("BENCH_SETTINGS", "").split(), *sys.argv[1:]]
 given: dict[str, Any] = {
-    name: int(value) if value.isdigit() else value
-    for name, _, value in (pair.partition("=") for pair in os.environ.get("BENCH_SETTINGS", "").split())
+    name: int(value) if value.isdigit() else value for name, _, value in (pair.partition("=") for pair in named)
 }
 bus = EventBus(Settings(max_subscribers=20_000, **given))
 app = Starlette()
