@@ -33,6 +33,8 @@ _STEP: Final = 0.001
 #: A rest is drawn out by so much of its length for one more event, which then waits for nothing. At a steady pace this
 #: makes each rest end with an event, and saves a sixth of the writes at the same latency (docs/performance.md).
 _DRAWN_OUT: Final = 0.5
+#: Half of a rest is enough where so many events wait: with one more, a write would carry a tenth more.
+_ENOUGH: Final = 10
 #: Seconds. Less than this is not worth a timer; nobody waits for more.
 _SHORTEST_REST: Final = 0.0005
 _LONGEST_REST: Final = 0.05
@@ -97,7 +99,7 @@ class Log:
         self._wake_scheduled = self._waking = self._many = False
         #: How long a wake-up of many is followed by rest, in lengths of that wake-up.
         self._rest_ratio = 1 / loop_share - 1
-        self._woke_at = self._rested_at = self._rest_length = 0.0
+        self._woke_at = self._rests_since = self._rest_length = 0.0
         #: What ends a rest that is drawn out, if no event does.
         self._timer: Any = None
         self._waiting_for_head: set[Follower] = set()
@@ -216,14 +218,18 @@ class Log:
             self._wake_scheduled = True
             if not self._waking:
                 self._call_wake()
-        elif self._timer is not None and time.perf_counter() >= self._rested_at:
+        elif self._timer is not None and self._rest_left() <= 0:
             self._stop_timer()
             self._call_soon(self.wake)
 
+    def _rest_left(self) -> float:
+        length = self._rest_length if self._burst_events < _ENOUGH else self._rest_length / 2
+        return self._rests_since + length - time.perf_counter()
+
     def _call_wake(self) -> None:
-        delay = self._rested_at - time.perf_counter()
-        if delay > _SHORTEST_REST and self._call_later is not None:
-            delay += self._rest_length * _DRAWN_OUT
+        left = self._rest_left()
+        if left > _SHORTEST_REST and self._call_later is not None:
+            delay = left + self._rest_length * _DRAWN_OUT
             self._timer = self._call_later(min(delay, _LONGEST_REST), self.wake)
         else:
             self._call_soon(self.wake)
@@ -273,7 +279,7 @@ class Log:
         if self._many:
             now = time.perf_counter()
             self._rest_length = min((now - self._woke_at) * self._rest_ratio, _LONGEST_REST)
-            self._rested_at = now + self._rest_length
+            self._rests_since = now
         self._waking = False
         self._burst_events = self._burst_bytes = 0
         if self._wake_scheduled:

@@ -100,7 +100,8 @@ class Rests:
 async def test_waking_many_takes_a_share_of_the_loop(
     monkeypatch: pytest.MonkeyPatch, share: float, rest: float, longest: float
 ) -> None:
-    """What comes while the log rests goes out together: with the first event behind the rest, or after half as long."""
+    """What comes while the log rests goes out together: with the first event behind it, or after half as long; ten
+    wait for half of it."""
     settings = Settings(loop_share=share)
     async with EventBus(settings, plugins=Plugins(discover=False)) as bus, anyio.create_task_group() as tasks:
         rests = Rests(bus.log)
@@ -135,7 +136,7 @@ async def test_waking_many_takes_a_share_of_the_loop(
             rests.now = awake + rest * 0.9
             bus.publish_nowait("while it rests")
             assert await given() == []
-            rests.now = awake + rest
+            rests.now = awake + rest * 1.01
             bus.publish_nowait("when it has rested")
             assert await given() == [3] * WAKE_AT_ONCE
             ((delay, _, cancelled),) = rests.timers
@@ -146,6 +147,14 @@ async def test_waking_many_takes_a_share_of_the_loop(
             assert await given() == []
             rests.timers[1][1]()
             assert await given() == [1] * WAKE_AT_ONCE
+            awake = rests.now
+            rests.now = awake + rest * 0.49
+            for _ in range(10):
+                bus.publish_nowait("many")
+            assert await given() == []
+            rests.now = awake + rest * 0.51
+            bus.publish_nowait("many")
+            assert await given() == [11] * WAKE_AT_ONCE
         tasks.cancel_scope.cancel()
 
 
