@@ -7,37 +7,26 @@ under way they are the same.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import anyio
 import anyio.lowlevel
 
 from .blocking import Blocking
-from .channel import WAKE_AT_ONCE, Channels
+from .channel import Channels
 from .events import StoredEvent
+from .fanout import Fanout
 from .overflow import Limits
 from .stores import Bounds, EventStore
-from .wakeup import call_later, call_soon
 
 #: The live window of a store that keeps more than fits into memory.
 WINDOW_EVENTS: Final = 10_000
 WINDOW_BYTES: Final = 64 * 1024 * 1024
-#: So many readers may read a page of the store in one turn of the event loop.
-PAGES_AT_ONCE: Final = 8
 #: How long a slice waits for a reader that is in the middle of a write and would overflow, in seconds and steps. One
 #: that takes longer is slow, and what happens to it is its overflow policy's business.
 _STEP: Final = 0.001
-#: A rest is drawn out by so much of its length for one more event, which then waits for nothing. At a steady pace this
-#: makes each rest end with an event, and saves a sixth of the writes at the same latency (docs/performance.md).
-_DRAWN_OUT: Final = 0.5
-#: Half of a rest is enough where so many events wait: with one more, a write would carry a tenth more.
-_ENOUGH: Final = 10
-#: Seconds. Less than this is not worth a timer; nobody waits for more.
-_SHORTEST_REST: Final = 0.0005
-_LONGEST_REST: Final = 0.05
 _PATIENCE_STEPS: Final = 50
 
 
@@ -86,8 +75,8 @@ class Log:
         self.followers: set[Follower] = set()
         #: Who may hold publishers back.
         self.blocking = Blocking(lambda: (Limits(self.head, self.channels.total_bytes), self._slice))
+        self.fanout = Fanout(self.channels, self.blocking.more_room, woken, loop_share)
         self._moved = moved
-        self._woken = woken
         #: The smallest of all subscribers; a lag within them needs no policy.
         self.limits = self._usual = limits
         self._slice = self._slice_for(limits)
@@ -95,15 +84,6 @@ class Log:
         self.arrivals: deque[StoredEvent] = deque()
         self._arrived = anyio.Event()
         self._shown = anyio.Event()
-        self._burst_events = self._burst_bytes = 0
-        self._wake_scheduled = self._waking = self._many = False
-        #: How long a wake-up of many is followed by rest, in lengths of that wake-up.
-        self._rest_ratio = 1 / loop_share - 1
-        self._woke_at = self._rests_since = self._rest_length = 0.0
-        #: What ends a rest that is drawn out, if no event does.
-        self._timer: Any = None
-        self._waiting_for_head: set[Follower] = set()
-        self._want_page: deque[Follower] = deque()
 
     @property
     def waiting(self) -> int:
@@ -112,8 +92,7 @@ class Log:
 
     async def open(self) -> None:
         """Open the store and begin at its head."""
-        self._call_soon = call_soon()
-        self._call_later = call_later()
+        self.fanout.start()
         self.bounds = await self.store.open(self)
         self.epoch = self.bounds.epoch
         self.head = self.bounds.latest
@@ -140,7 +119,7 @@ class Log:
     def unfollow(self, follower: Follower) -> None:
         """A subscription left."""
         self.followers.discard(follower)
-        self._waiting_for_head.discard(follower)
+        self.fanout.forget(follower)
         if not self.followers:
             self.limits = self._usual
             self._slice = self._slice_for(self.limits)
@@ -198,112 +177,25 @@ class Log:
         self.blocking.look_again()
         for follower in tuple(self.followers):
             follower.epoch_changed(end, gone)
-        self._schedule_wake()
+        self.fanout.schedule()
 
     # Making visible.
 
     def _show(self, event: StoredEvent) -> None:
         self.channels.publish(event)
         self.head = event.seq
-        self._burst_events += 1
-        self._burst_bytes += len(event.payload)
+        fanout = self.fanout
+        fanout.events += 1
+        fanout.bytes += len(event.payload)
 
     def _finish_slice(self) -> None:
         if self.head > self._look_at_head or self.channels.total_bytes > self._look_at_bytes:
             self._moved()
-        self._schedule_wake()
-
-    def _schedule_wake(self) -> None:
-        if not self._wake_scheduled:
-            self._wake_scheduled = True
-            if not self._waking:
-                self._call_wake()
-        elif self._timer is not None and self._rest_left() <= 0:
-            self._stop_timer()
-            self._call_soon(self.wake)
-
-    def _rest_left(self) -> float:
-        length = self._rest_length if self._burst_events < _ENOUGH else self._rest_length / 2
-        return self._rests_since + length - time.perf_counter()
-
-    def _call_wake(self) -> None:
-        left = self._rest_left()
-        if left > _SHORTEST_REST and self._call_later is not None:
-            delay = left + self._rest_length * _DRAWN_OUT
-            self._timer = self._call_later(min(delay, _LONGEST_REST), self.wake)
-        else:
-            self._call_soon(self.wake)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def wake(self) -> None:
-        """Wake everyone who got something: once for all that has come since the last time."""
-        self._wake_scheduled = False
-        self._stop_timer()
-        if not self._waking:
-            self.channels.pumps_due = False
-        self.channels.gather()
-        if not self._waking:
-            self._waking = True
-            self._many = len(self.channels.to_wake) >= WAKE_AT_ONCE
-            self._woke_at = time.perf_counter()
-            self._wake_some()
-
-    def _wake_some(self) -> None:
-        more_to_wake = self.channels.wake_some()
-        self.blocking.more_room()
-        if more_to_wake:
-            self._call_soon(self._wake_some)
-            return
-        # Where a few were given what has come, and nobody else has to be waited for, a turn more would cost as much.
-        at_once = not (self._many or self.channels.pumps_due or self._waiting_for_head)
-        if not at_once:
-            self._call_soon(self._rest)  # Behind the turns of all that were woken.
-        if self._waiting_for_head:
-            waiting, self._waiting_for_head = self._waiting_for_head, set()
-            for follower in waiting:
-                follower.wake()
-        self._woken()
-        if at_once:
-            self._rest()
-
-    def _rest(self) -> None:
-        """A wake-up of many is followed by a rest: the event loop belongs to the host, and what comes meanwhile goes
-        out in one write."""
-        if self.channels.to_wake:
-            self._wake_some()
-            return
-        if self._many:
-            now = time.perf_counter()
-            self._rest_length = min((now - self._woke_at) * self._rest_ratio, _LONGEST_REST)
-            self._rests_since = now
-        self._waking = False
-        self._burst_events = self._burst_bytes = 0
-        if self._wake_scheduled:
-            self._call_wake()
-
-    def wake_for_page(self, follower: Follower) -> None:
-        """Wake this one when it may read a page: a few in one turn, so that replays do not delay those who are live."""
-        self._want_page.append(follower)
-        if len(self._want_page) == 1:
-            self._call_soon(self._let_page)
-
-    def _let_page(self) -> None:
-        for _ in range(min(PAGES_AT_ONCE, len(self._want_page))):
-            self._want_page.popleft().wake()
-        if self._want_page:
-            self._call_soon(self._let_page)
-
-    def wake_at_head(self, follower: Follower) -> None:
-        """Wake this one whenever more becomes visible, whatever its filter."""
-        self._waiting_for_head.add(follower)
+        self.fanout.schedule()
 
     def _slice_is_full(self, event: StoredEvent) -> bool:
-        count = self._burst_events
-        return count > 0 and (count >= self._slice.events or self._burst_bytes + len(event.payload) > self._slice.bytes)
+        shown, slice = self.fanout, self._slice
+        return shown.events > 0 and (shown.events >= slice.events or shown.bytes + len(event.payload) > slice.bytes)
 
     def fits_slice(self, events: int, bytes: int) -> bool:
         """Whether so much can become visible at once."""
@@ -341,7 +233,7 @@ class Log:
 
     async def _let_read(self) -> None:
         """Wake the readers and wait until those that keep up have room for another slice."""
-        self.wake()
+        self.fanout.wake()
         await anyio.lowlevel.checkpoint()
         for _ in range(_PATIENCE_STEPS):
             if not self._crowded():

@@ -97,7 +97,7 @@ class Subscription(Position[Chunk]):
         if self._live:
             self._channel.waiting[self] = None
         else:
-            self._log.wake_at_head(self)
+            self._log.fanout.wake_at_head(self)
         # Where what comes next is not just the next events, only the pump can tell.
         self._waiting = self._live and not self._edits
         return self._bell.woken()
@@ -197,7 +197,7 @@ class Subscription(Position[Chunk]):
         return self.heartbeat_due and self._stop is None and self.subscriber.mode != "terminal"
 
     async def _turn(self) -> None:
-        self._log.wake_for_page(self)
+        self._log.fanout.wake_for_page(self)
         await self._bell.woken()
 
     def _stop_waiting(self) -> None:

@@ -12,10 +12,10 @@ import anyio.lowlevel
 import pytest
 
 from opencode_sse_plugin import EventBus, Filter, Grant, Settings, event_app, hookimpl
-from opencode_sse_plugin import log as log_module
+from opencode_sse_plugin import fanout as fanout_module
 from opencode_sse_plugin.channel import BATCH_BYTES, WAKE_AT_ONCE
 from opencode_sse_plugin.frames import EVENT, OBJECT
-from opencode_sse_plugin.log import PAGES_AT_ONCE, Log
+from opencode_sse_plugin.fanout import PAGES_AT_ONCE, Fanout
 from opencode_sse_plugin.plugins import Plugins
 from opencode_sse_plugin.stores.memory import MemoryEventStore
 from opencode_sse_plugin.subscription import Subscription
@@ -78,12 +78,12 @@ async def test_a_turn_wakes_so_many_readers_and_no_more(monkeypatch: pytest.Monk
 
 
 class Rests:
-    """The event loop as a log sees it: time that only reading takes, and timers that end only when told."""
+    """The event loop as a fan-out sees it: time that only reading takes, and timers that end only when told."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, fanout: Fanout) -> None:
         self.now = 0.0
         self.timers: list[tuple[float, Callable[[], object], asyncio.Event]] = []
-        log._call_later = self._later  # type: ignore[assignment]
+        fanout._call_later = self._later  # type: ignore[assignment]
 
     def perf_counter(self) -> float:
         return self.now
@@ -100,12 +100,12 @@ class Rests:
 async def test_waking_many_takes_a_share_of_the_loop(
     monkeypatch: pytest.MonkeyPatch, share: float, rest: float, longest: float
 ) -> None:
-    """What comes while the log rests goes out together: with the first event behind it, or after half as long; ten
+    """What comes while it rests goes out together: with the first event behind it, or after half as long; ten
     wait for half of it."""
     settings = Settings(loop_share=share)
     async with EventBus(settings, plugins=Plugins(discover=False)) as bus, anyio.create_task_group() as tasks:
-        rests = Rests(bus.log)
-        monkeypatch.setattr(log_module, "time", rests)
+        rests = Rests(bus.log.fanout)
+        monkeypatch.setattr(fanout_module, "time", rests)
         got: list[int] = []
 
         async def read() -> None:
@@ -155,6 +155,43 @@ async def test_waking_many_takes_a_share_of_the_loop(
             rests.now = awake + rest * 0.51
             bus.publish_nowait("many")
             assert await given() == [11] * WAKE_AT_ONCE
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_others_do_during_a_wake_up_prolongs_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with EventBus(plugins=Plugins(discover=False)) as bus, anyio.create_task_group() as tasks:
+        rests = Rests(bus.log.fanout)
+        monkeypatch.setattr(fanout_module, "time", rests)
+        written: list[bytes] = []
+
+        class Writer:
+            def write(self, chunk: bytes) -> bool:
+                rests.now += 0.010 / WAKE_AT_ONCE
+                written.append(chunk)
+                return True
+
+        async def read() -> None:
+            subscription = await bus.attach(bus.new_subscriber("event", Filter(), Grant.everything()), EVENT)
+            subscription.writer = Writer()
+            while await subscription.next() is not None:
+                pass
+
+        def work_for_a_second() -> None:
+            assert len(written) == WAKE_AT_ONCE
+            rests.now += 1.0
+
+        for _ in range(WAKE_AT_ONCE):
+            tasks.start_soon(read)
+        await settle()
+        bus.publish_nowait("at once")
+        asyncio.get_running_loop().call_soon(work_for_a_second)
+        await settle()
+        assert rests.now == pytest.approx(1.010)
+        bus.publish_nowait("while it rests")
+        ((delay, *_),) = rests.timers
+        assert delay == pytest.approx(0.030)
         tasks.cancel_scope.cancel()
 
 

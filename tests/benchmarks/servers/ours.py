@@ -36,8 +36,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self._wake_some = bus.log._wake_some
-        bus.log._wake_some = self._timed  # type: ignore[method-assign]
+        self._wake_some = bus.log.fanout._wake_some
+        bus.log.fanout._wake_some = self._timed  # type: ignore[method-assign]
 
     def _timed(self) -> None:
         begun = time.thread_time()
