@@ -420,7 +420,7 @@ class Channels:
         for channel in dirty:
             channel.dirty = False
             self.to_wake.extend(channel.waiting)
-            if len(channel.waiting) < channel.members:
+            if len(channel.waiting) < len(channel.readers):
                 self.pumps_due = True
 
     def wake_some(self) -> bool:

@@ -223,11 +223,13 @@ def measure_fan_out(server: str, shape: Shape, seconds: float) -> Measurement:
     )
 
 
-def load_client(server: str, shape: Shape, port: int, *, path: str = "", sample: int = 0, stall: bool = False) -> Child:
+def load_client(
+    server: str, shape: Shape, port: int, *, path: str = "", sample: int = 0, stall: bool = False, yields: bool = False
+) -> Child:
     """The load client, on its core.
 
     :param path: instead of that of the shape. :param sample: instead of as many as it can parse.
-    :param stall: connects and reads no event.
+    :param stall: connects and reads no event. :param yields: lets another, whose latency counts, have the core first.
     """
     _, cpu = two_cores()
     default = "/event?session=ses_%d" if shape.sessions else "/event"
@@ -241,7 +243,7 @@ def load_client(server: str, shape: Shape, port: int, *, path: str = "", sample:
         command += ["--stall", "1"]
     if cpu is not None:
         command += ["--cpu", str(cpu)]
-    return Child("the load client", command)
+    return Child("the load client", ["nice", "-n", "19", *command] if yields else command)
 
 
 def warm_up(port: int) -> None:

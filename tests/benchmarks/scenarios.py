@@ -47,6 +47,7 @@ def replay(server: str, shape: Shape, seconds: float) -> Measurement:
         child, ready = stack.enter_context(start_server(server, settings))
         warm_up(ready["port"])
         child.ask(f"fill {backlog}", 60)
+        child.ask("settle", 60)  # As in a fan-out.
         live = stack.enter_context(load_client(server, shape, ready["port"]))
         live.hear(30)
         live.ask("mark")
@@ -62,7 +63,9 @@ def replay(server: str, shape: Shape, seconds: float) -> Measurement:
         path = "/event?after_seq=0"
         begun = time.monotonic()
         reading = Shape(REPLAYING, 1)
-        replaying = stack.enter_context(load_client(server, reading, ready["port"], path=path, sample=REPLAYING * 10))
+        replaying = stack.enter_context(
+            load_client(server, reading, ready["port"], path=path, sample=REPLAYING * 10, yields=True)
+        )
         replaying.hear(60)
         while (count := replaying.ask("count"))["closed"] < REPLAYING:
             if time.monotonic() > begun + 60:
