@@ -187,10 +187,14 @@ class Host:
 
     def overrun(self, client: Client, **event: Any) -> int:
         """Publish while the client's processes are stopped, until its lag is over its limit; the last number."""
+        deadline = time.monotonic() + TIMEOUT
         with client.stopped():
             for _ in range(6):
                 self.publish(100, 4096, **event)
-            self.until_over_the_limit()
+            # Now and then the kernel finds room for more of it, and the overflow is over by now.
+            while not _over_the_limit(status := self.status()):
+                assert time.monotonic() < deadline, f"no lag over the limit: {status}"
+                self.publish(100, 4096, **event)
         return self.published
 
     def until_over_the_limit(self) -> dict[str, Any]:
@@ -206,6 +210,9 @@ class Host:
 
 
 def _over_the_limit(status: dict[str, Any]) -> bool:
+    if not status["subscribers"]:
+        overflows: int = status["counters"]["overflows"]
+        return overflows > 0
     (subscriber,) = status["subscribers"]
     events: int = subscriber["lag"]["events"]
     return events > subscriber["limits"]["events"] and subscriber["lag"]["blocked"] > 0
