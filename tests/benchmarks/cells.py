@@ -25,6 +25,7 @@ SERVERS: Final = {
     "sse-starlette*": [sys.executable, str(HERE / "servers/peer_sse_starlette.py"), "events"],
     "fastapi.sse": [sys.executable, str(HERE / "servers/peer_fastapi.py")],
     "nginx+nchan": [sys.executable, str(HERE / "servers/peer_nchan.py")],
+    "bare uvloop": [sys.executable, str(HERE / "servers/peer_uvloop.py")],
     "write() loop": [str(BUILD / "loop")],
     "opencode": [sys.executable, str(HERE / "servers/peer_opencode.py")],
 }

@@ -134,21 +134,33 @@ async def _obey(publish: Publish, commands: Commands) -> None:
 def serve(app: Any, publish: Publish, about: str, commands: Commands | None = None) -> None:
     """Run an ASGI app on uvicorn with uvloop and httptools, obeying the harness, until stdin ends."""
     import uvicorn
-    import uvloop
 
-    pin()
-
-    async def run() -> None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    async def start(listener: socket.socket) -> asyncio.Task[None]:
         config = uvicorn.Config(app, http="httptools", ws="none", access_log=False, log_level="error", backlog=4096)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
+        return serving
+
+    run(start, publish, about, commands)
+
+
+def run(
+    start: Callable[[socket.socket], Awaitable[object]], publish: Publish, about: str, commands: Commands | None = None
+) -> None:
+    """Start a server on uvloop, whatever it is, and obey the harness until stdin ends."""
+    import uvloop
+
+    pin()
+
+    async def obey() -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        started = await start(listener)
         say(ready=True, port=listener.getsockname()[1], pids=[os.getpid()], about=about, settles=True)
         await _obey(publish, commands or {})
         # Not a matter of measuring how thousands of streams end.
-        os._exit(0)
+        os._exit(0 if started else 1)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+        runner.run(obey())
