@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from .channel import WAKE_AT_ONCE, Channels
+from .channels import WAKE_AT_ONCE, Channels
 from .wakeup import call_later, call_soon
 
 #: So many readers may read a page of the store in one turn of the event loop.

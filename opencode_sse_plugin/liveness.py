@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import anyio.lowlevel
 
-from .channel import WAKE_AT_ONCE
+from .channels import WAKE_AT_ONCE
 from .clock import Clock
 from .log import Log
 from .plugins import Plugins

@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 
 from .blocking import Blocking
-from .channel import Channels
+from .channels import Channels
 from .events import StoredEvent
 from .fanout import Fanout
 from .overflow import Limits

@@ -13,7 +13,8 @@ import pytest
 
 from opencode_sse_plugin import EventBus, Filter, Grant, Settings, event_app, hookimpl
 from opencode_sse_plugin import fanout as fanout_module
-from opencode_sse_plugin.channel import BATCH_BYTES, WAKE_AT_ONCE
+from opencode_sse_plugin.channel import BATCH_BYTES
+from opencode_sse_plugin.channels import WAKE_AT_ONCE
 from opencode_sse_plugin.fanout import PAGES_AT_ONCE, Fanout
 from opencode_sse_plugin.frames import EVENT, OBJECT
 from opencode_sse_plugin.plugins import Plugins

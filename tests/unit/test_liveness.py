@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from opencode_sse_plugin import EventBus, Filter, Grant, Settings
-from opencode_sse_plugin.channel import WAKE_AT_ONCE
+from opencode_sse_plugin.channels import WAKE_AT_ONCE
 from opencode_sse_plugin.frames import EVENT
 from opencode_sse_plugin.liveness import Liveness
 from opencode_sse_plugin.plugins import Plugins
