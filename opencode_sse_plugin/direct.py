@@ -5,7 +5,8 @@ its server frames the same bytes once for each reader. Here the frame of HTTP/1.
 and what is left per reader is one call of its transport's ``write``.
 
 Only where the app holds a server's own ``send``, unwrapped or behind what is known to pass chunks on as they are, whose
-code is known to do no more with a chunk than that, and only while the server says that it would not make ``send`` wait.
+code is known to do no more with a chunk than that, and only while its transport buffers little enough for a ``send``
+not to wait.
 Everywhere else the plain path in ``response`` does the same.
 """
 

@@ -36,6 +36,7 @@ def can_tell(receive: Receive, send: Send) -> bool:
         getattr(receive, "__self__", None) is cycle
         and isinstance(event, asyncio.Event)
         and getattr(cycle, "more_body", None) is False
+        and hasattr(cycle, "disconnected")
         and callable(getattr(getattr(cycle, "flow", None), "resume_reading", None))
     )
 

@@ -163,8 +163,6 @@ def test_a_wrapped_send_is_never_written_behind(
 @pytest.mark.anyio
 async def test_it_asks_for_what_it_needs_of_a_server() -> None:
     class Cycle:
-        disconnected = False
-
         async def send(self, message: Any) -> None: ...
 
     assert not direct.supports({"http_version": "1.1"}, Cycle().send)

@@ -260,6 +260,7 @@ async def test_it_asks_for_what_it_needs_of_a_server() -> None:
         more_body = False
         message_event: Any = None
         flow: Any = Flow()
+        disconnected: bool
 
         async def receive(self) -> Any: ...
         async def send(self, message: Any) -> None: ...
@@ -267,6 +268,8 @@ async def test_it_asks_for_what_it_needs_of_a_server() -> None:
     cycle, other = Cycle(), Cycle()
     assert not hangup.can_tell(cycle.receive, cycle.send), "it has no event"
     cycle.message_event = asyncio.Event()
+    assert not hangup.can_tell(cycle.receive, cycle.send), "it does not say whether its client left"
+    cycle.disconnected = False
     assert hangup.can_tell(cycle.receive, cycle.send)
     assert not hangup.can_tell(other.receive, cycle.send), "its receive is somebody else's"
     cycle.flow = object()
