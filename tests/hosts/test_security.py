@@ -131,12 +131,12 @@ def test_an_expired_grant_ends_the_stream_by_abort(serve: Serve, read: Read, rea
     """A reader is cut off, and one that does not read loses its connection."""
     granted: list[float] = []
 
-    def for_a_second(request: Request) -> Grant:
-        granted.append(time.time() + 1)
+    def for_a_while(request: Request) -> Grant:
+        granted.append(time.time() + 2)
         return Grant("ann", expires_at=granted[-1])
 
     bus = new_bus(heartbeat=0.2, queue_max=20)
-    host = serve(event_app(bus, authorize=for_a_second), bus)
+    host = serve(event_app(bus, authorize=for_a_while), bus)
     reader = read(f"{host.url}/event")
     reader.next()
     if not reads:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from typing import Any
 
 import pytest
@@ -151,7 +150,7 @@ async def test_authorize_may_be_async_and_may_refuse(sse_bus: EventBus) -> None:
 
 
 async def test_an_expired_grant_opens_nothing(sse_bus: EventBus) -> None:
-    grant = Grant("ann", may_publish=True, expires_at=time.time() - 0.01)
+    grant = Grant("ann", may_publish=True, expires_at=sse_bus.clock.wall())
     app = event_app(sse_bus, authorize=lambda request: grant, publish=True)
     await sse_bus.publish("a")
     for method, path in (("GET", "/event?after_seq=0"), ("HEAD", "/event"), ("GET", "/event/status")):
