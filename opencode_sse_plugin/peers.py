@@ -58,9 +58,8 @@ class Peers:
 
 
 def _ends_of(scope: Mapping[str, Any]) -> Ends | None:
-    """Of an HTTP/1 request: a connection of HTTP/2 carries others."""
     client, server = scope.get("client"), scope.get("server")
-    if not client or not server or not server[1] or not str(scope.get("http_version", "")).startswith("1."):
+    if not client or not server or not server[1]:
         return None
     return _address(client[0]), int(client[1]), int(server[1])
 

@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from . import direct, hangup, transport
+from . import direct, hangup, http2, transport
 from .bus import EventBus
 from .frames import HEADERS
 from .subscription import Subscription
@@ -18,6 +18,9 @@ _START: Final = {"type": "http.response.start", "status": 200, "headers": list(H
 
 #: Seconds for a write to fail after its connection was ended.
 _UNWINDS: Final = 0.5
+#: Seconds between the last frame of a stream of HTTP/2 and its ``RST_STREAM``, which overtakes it: granian forgets what
+#: it has not sent, and curl and browsers what their program has not taken.
+_OVERTAKEN: Final = 0.05
 #: Seconds for a reader to take its last frame, at a drain.
 _DRAINED: Final = 0.5
 
@@ -48,6 +51,15 @@ class EventStreamResponse:
         stopping = transport.stopping(servers_own)
         if stopping is not None:
             self.bus.drain_when(stopping)
+        stream = http2.stream_of(scope, transport.unwrapped(servers_own))
+        try:
+            await self._pump(scope, receive, send if stream is None else stream.paced(send), servers_own)
+        finally:
+            if stream is not None and self.subscription.ending != "clean" and not await stream.reset():
+                transport.end_connection(scope)
+        self.finish(scope, send)
+
+    async def _pump(self, scope: Scope, receive: Receive, send: Send, servers_own: Send) -> None:
         async with anyio.create_task_group() as tasks:
 
             def cut() -> None:
@@ -58,8 +70,9 @@ class EventStreamResponse:
             tasks.start_soon(self._listen, receive)
             while await self.give(scope, send, cut):
                 await self.subscription.news()
+            if self.subscription.ending == "abort" and scope.get("http_version") == "2":
+                await anyio.sleep(_OVERTAKEN)
             tasks.cancel_scope.cancel()
-        self.finish(scope, send)
 
     def can_be_stepped(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether it notices without a task that its client leaves, and a write ends with the connection. From then on

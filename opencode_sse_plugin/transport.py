@@ -19,6 +19,7 @@ from typing import Any, Final
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Send
 
+from . import http2
 from .peers import Peers
 from .wakeup import call_later
 
@@ -57,6 +58,11 @@ def abort(scope: Mapping[str, Any], send: Send) -> bool:
             _reset_when_closed(transport.get_extra_info("socket"))
             transport.abort()
         return True
+    return _has_its_own(scope) and end_connection(scope)
+
+
+def end_connection(scope: Mapping[str, Any]) -> bool:
+    """End the connection of a request with all that goes over it; whether it could be reached."""
     connection = _peers.find(scope)
     if connection is None:
         return False
@@ -76,8 +82,8 @@ def abort_after(seconds: float, scope: Mapping[str, Any], send: Send) -> None:
 
 def server_status(scope: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """What ``/event/status`` says of the server: whether connections like that of a request can be ended."""
-    aborts = _transport(send) is not None
-    if not aborts:
+    aborts = _transport(send) is not None or http2.stream_of(scope, unwrapped(send)) is not None
+    if not aborts and _has_its_own(scope):
         connection = _peers.find(scope, newest=True)
         if connection is not None:
             connection.close()
@@ -99,6 +105,11 @@ def stopping(send: Send) -> Callable[[], Awaitable[object]] | None:
         return None
     wait = getattr(getattr(getattr(stream, "context", None), "terminated", None), "wait", None)
     return wait if callable(wait) else None
+
+
+def _has_its_own(scope: Mapping[str, Any]) -> bool:
+    """Whether a request has its connection for itself: one of HTTP/2 carries others."""
+    return str(scope.get("http_version", "")).startswith("1.")
 
 
 def _reset_when_closed(connection: Any) -> None:

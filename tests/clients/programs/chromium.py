@@ -55,6 +55,7 @@ class Browser:
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--no-proxy-server",
+                "--ignore-certificate-errors",
                 "--remote-debugging-pipe",
                 f"--user-data-dir={profile}",
                 "about:blank",
