@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -35,6 +37,5 @@ def logging_as_before() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """No test writes into the home folder of whoever runs it."""
-    state = tempfile.TemporaryDirectory(prefix="opencode-sse-state-", ignore_cleanup_errors=True)
-    config.add_cleanup(state.cleanup)
-    os.environ["XDG_STATE_HOME"] = state.name
+    state = os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="opencode-sse-state-")
+    atexit.register(shutil.rmtree, state, ignore_errors=True)  # Workers of xdist end without cleaning up otherwise.
