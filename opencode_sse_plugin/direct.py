@@ -55,7 +55,7 @@ class Writer:
         # The transport is asked, not the server: asyncio writes into the void once it is closed, and in a pipeline of
         # requests uvicorn tells only the newest that the client left.
         transport = self._transport
-        if transport.get_write_buffer_size() > _FULL or transport.is_closing():
+        if transport.is_closing() or transport.get_write_buffer_size() > _FULL:  # In this order: see ``transport``.
             return False
         known, framed = Writer._framed
         if known is not chunk:

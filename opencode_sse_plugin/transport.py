@@ -54,9 +54,9 @@ def abort(scope: Mapping[str, Any], send: Send) -> bool:
     transport = _transport(send)
     if transport is not None:
         # Not of one that is closed: uvloop would set it for whoever has that number now.
-        if not transport.is_closing() or transport.get_write_buffer_size():
+        if not transport.is_closing() or _unsent(transport):
             _reset_when_closed(transport.get_extra_info("socket"))
-            transport.abort()
+        transport.abort()
         return True
     return _has_its_own(scope) and end_connection(scope)
 
@@ -74,9 +74,10 @@ def end_connection(scope: Mapping[str, Any]) -> bool:
 
 
 def abort_after(seconds: float, scope: Mapping[str, Any], send: Send) -> None:
-    """End the connection of a stream that was not ended cleanly, if the server has not got rid of the rest by then."""
+    """End the connection of a stream that was not ended cleanly, if the server has not got rid of the rest by then, or
+    over TLS if the other side has not said goodbye, for which Python waits 30 s."""
     transport, later = _transport(send), call_later()
-    if later is not None and (transport is None or transport.get_write_buffer_size()):
+    if later is not None and (transport is None or _unsent(transport) or scope.get("scheme") == "https"):
         later(seconds, partial(abort, scope, send))
 
 
@@ -110,6 +111,13 @@ def stopping(send: Send) -> Callable[[], Awaitable[object]] | None:
 def _has_its_own(scope: Mapping[str, Any]) -> bool:
     """Whether a request has its connection for itself: one of HTTP/2 carries others."""
     return str(scope.get("http_version", "")).startswith("1.")
+
+
+def _unsent(transport: asyncio.WriteTransport) -> int:
+    try:
+        return transport.get_write_buffer_size()
+    except AttributeError:  # asyncio's of TLS raises it once it is closed for good.
+        return 0
 
 
 def _reset_when_closed(connection: Any) -> None:

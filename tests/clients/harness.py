@@ -150,7 +150,8 @@ class Host:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.published = 0
-        self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=TIMEOUT)
+        limits = httpx.Limits(keepalive_expiry=2)  # Less than the server's 5 s, or it closes it under a request.
+        self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=TIMEOUT, limits=limits)
 
     def publish(self, count: int, size: int = 0, properties: dict[str, Any] | None = None, **extra: Any) -> int:
         """Publish numbered events in one request; the last number."""

@@ -312,7 +312,9 @@ class Command:
         found = re.search(r"http://127.0.0.1:(\d+)", self._process.stdout.readline())
         assert found is not None
         self.port = int(found[1])
-        self._client = self._stack.enter_context(httpx.Client(base_url=found[0], trust_env=False, timeout=TIMEOUT))
+        limits = httpx.Limits(keepalive_expiry=2)  # Less than the server's 5 s, or it closes it under a request.
+        client = httpx.Client(base_url=found[0], trust_env=False, timeout=TIMEOUT, limits=limits)
+        self._client = self._stack.enter_context(client)
         self._watcher = self._stack.enter_context(closing(Watcher(found[0])))
 
     def publish(self, type: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,11 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any, Final
 
 import httpx
+import trustme
+
+from .readers import Reader, Stalled
 
 HERE: Final = Path(__file__).parent
 TIMEOUT: Final = 20.0
@@ -26,8 +31,22 @@ def _python(module: str, *arguments: str) -> Callable[[int], list[str]]:
     return lambda port: [sys.executable, "-m", module, *(word.format(port=port) for word in arguments)]
 
 
-def _uvicorn(http: str, loop: str) -> Callable[[int], list[str]]:
-    return _python("uvicorn", "--port", "{port}", "--http", http, "--loop", loop, "--no-access-log", "app:app")
+def _uvicorn(http: str, loop: str, *more: str) -> Callable[[int], list[str]]:
+    return _python("uvicorn", "--port", "{port}", "--http", http, "--loop", loop, "--no-access-log", *more, "app:app")
+
+
+@cache
+def certificate() -> str:
+    """The path of one with its key, of an authority that nobody knows."""
+    folder = tempfile.mkdtemp(prefix="certificate-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, "with-key.pem")
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
+    return str(path)
+
+
+def _tls(command: Callable[[int], list[str]], certificate_option: str, key_option: str) -> Callable[[int], list[str]]:
+    return lambda port: [*command(port), certificate_option, certificate(), key_option, certificate()]
 
 
 #: How each is started, with its own defaults wherever it has any.
@@ -41,6 +60,14 @@ SERVERS: Final = {
         "hypercorn", "--workers", "0", "--worker-class", "trio", "--bind", "127.0.0.1:{port}", "app:app"
     ),
     "granian": _python("granian", "--interface", "asgi", "--port", "{port}", "app:app"),
+    "uvicorn-h11-asyncio-tls": _tls(_uvicorn("h11", "asyncio"), "--ssl-certfile", "--ssl-keyfile"),
+    "uvicorn-httptools-uvloop-tls": _tls(_uvicorn("httptools", "uvloop"), "--ssl-certfile", "--ssl-keyfile"),
+    "hypercorn-asyncio-tls": _tls(
+        _python("hypercorn", "--bind", "127.0.0.1:{port}", "app:app"), "--certfile", "--keyfile"
+    ),
+    "granian-tls": _tls(
+        _python("granian", "--interface", "asgi", "--port", "{port}", "app:app"), "--ssl-certificate", "--ssl-keyfile"
+    ),
     "opencode-sse-serve": _python("opencode_sse_plugin.cli", "serve", "--store", "memory://", "--port", "{port}"),
 }
 #: On a listening socket of ours, and with a scope that does not lead to the connection.
@@ -58,6 +85,7 @@ class Server:
 
     def __init__(self, name: str, listener: socket.socket | None = None, **settings: Any) -> None:
         self.name = name
+        self.tls = name.endswith("-tls")
         environment = {f"OPENCODE_SSE_{key.upper()}": str(value) for key, value in settings.items()}
         # A file, not a pipe: one that nobody reads from would hold the server up.
         self._said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close)
@@ -73,8 +101,11 @@ class Server:
                 env={**CLEAN, **environment},
                 start_new_session=True,
             )
-            self.url = f"http://127.0.0.1:{self.port}"
-            self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=TIMEOUT)
+            self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+            # Over TLS nothing is kept open: Python waits 30 s for a client that does not say goodbye. Nor for as long as
+            # servers keep it, which is 5 s: they would close it while the next request is on its way.
+            limits = httpx.Limits(max_keepalive_connections=0 if self.tls else None, keepalive_expiry=2)
+            self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=TIMEOUT, verify=False, limits=limits)
             if self._answers():
                 return
             said = self.said()
@@ -90,6 +121,14 @@ class Server:
                 pass
             time.sleep(0.02)
         return False
+
+    def reader(self, path: str = "/event", **headers: str) -> Reader:
+        """Open a stream."""
+        return Reader(self.port, path, tls=self.tls, **headers)
+
+    def stalled(self) -> Stalled:
+        """Open a stream that is not read."""
+        return Stalled(self.port, tls=self.tls)
 
     def status(self) -> dict[str, Any]:
         """``/event/status``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,13 +18,17 @@ BUFFER = 4096
 _WHOLE = re.compile(rb"data: [^\n]*\nid: [^:\n]+:(\d+)\n\n")
 
 
-def ask(port: int, path: str = "/event", version: str = "1.1", *, buffer: int = 0, **headers: str) -> socket.socket:
+def ask(
+    port: int, path: str = "/event", version: str = "1.1", *, buffer: int = 0, tls: bool = False, **headers: str
+) -> socket.socket:
     """Send a request for a stream."""
     sock = socket.socket()
     if buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     sock.settimeout(TIMEOUT)
     sock.connect(("127.0.0.1", port))
+    if tls:
+        sock = ssl._create_unverified_context().wrap_socket(sock)
     lines = [f"GET {path} HTTP/{version}", "Host: localhost", *(f"{k}: {v}" for k, v in headers.items())]
     sock.sendall("\r\n".join([*lines, "", ""]).encode())
     return sock
@@ -32,8 +37,8 @@ def ask(port: int, path: str = "/event", version: str = "1.1", *, buffer: int = 
 class Stalled:
     """Reads the beginning of its stream and then nothing more."""
 
-    def __init__(self, port: int, path: str = "/event") -> None:
-        self.sock = ask(port, path, buffer=BUFFER)
+    def __init__(self, port: int, path: str = "/event", *, tls: bool = False) -> None:
+        self.sock = ask(port, path, buffer=BUFFER, tls=tls)
         self.port: int = self.sock.getsockname()[1]
         said = b""
         while b"server.connected" not in said:
@@ -57,8 +62,10 @@ class Stalled:
 class Reader:
     """Reads all there is, chunked or not, in a thread of its own."""
 
-    def __init__(self, port: int, path: str = "/event", version: str = "1.1", **headers: str) -> None:
-        self.sock = ask(port, path, version, buffer=64 * 1024, **headers)
+    def __init__(
+        self, port: int, path: str = "/event", version: str = "1.1", *, tls: bool = False, **headers: str
+    ) -> None:
+        self.sock = ask(port, path, version, buffer=64 * 1024, tls=tls, **headers)
         self.port: int = self.sock.getsockname()[1]
         self.frames: list[Frame] = []
         self.status = 0

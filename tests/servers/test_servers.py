@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from .programs import ON_A_SOCKET, TIMEOUT, Server
-from .readers import Reader, Stalled
 
 Start = Callable[..., Server]
 Opened = Callable[[Any], Any]
@@ -41,7 +40,7 @@ def blocked(count: int, limit: int) -> Callable[[dict[str, Any]], bool]:
 def test_the_first_frame_comes_at_once_and_every_other_one_as_well(start: Start, opened: Opened) -> None:
     server = start()
     for path in ("/event", "/global/event"):
-        reader = opened(Reader(server.port, path))
+        reader = opened(server.reader(path))
         assert reader.until("server.connected").id is not None
         server.publish({"type": f"one{path}"})  # nothing follows that could push it
         reader.until(f"one{path}")
@@ -58,8 +57,8 @@ def test_a_client_that_leaves_is_noticed_while_nothing_is_published(
     start: Start, opened: Opened, leave: Callable[[socket.socket], None]
 ) -> None:
     server = start()
-    stays = opened(Reader(server.port))
-    leavers = [opened(Stalled(server.port)) for _ in range(20)]
+    stays = opened(server.reader())
+    leavers = [opened(server.stalled()) for _ in range(20)]
     server.until(alone(21), "the subscribers")
     for leaver in leavers:
         leave(leaver.sock)
@@ -73,10 +72,10 @@ def test_a_reader_that_stalls_is_dropped_with_its_socket_and_the_others_get_ever
 ) -> None:
     server = start(write_timeout=1.5)
     assert server.status()["server"] == {"aborts_stalled": True, "advice": None}
-    reader = opened(Reader(server.port))
+    reader = opened(server.reader())
     reader.until("server.connected")
     files = server.files()
-    stalled = [opened(Stalled(server.port)) for _ in range(10)]
+    stalled = [opened(server.stalled()) for _ in range(10)]
     server.publish(*[{"type": "small"}] * 10)  # so that they have received something
     for _ in range(8):
         head = server.publish(*big(100))
@@ -98,7 +97,7 @@ def test_a_reader_that_stalls_is_dropped_with_its_socket_and_the_others_get_ever
         got = one.numbers()
         assert got == list(range(1, len(got) + 1))
         assert 0 < len(got) < head
-    again = opened(Reader(server.port, **{"Last-Event-ID": f"{server.status()['store']['epoch']}:{got[-1]}"}))
+    again = opened(server.reader(**{"Last-Event-ID": f"{server.status()['store']['epoch']}:{got[-1]}"}))
     again.until(END["type"])
     assert [frame.cursor.seq for frame in again.frames if frame.cursor] == list(range(got[-1], head + 2))
 
@@ -114,8 +113,8 @@ def test_where_the_connection_cannot_be_reached_the_status_says_so_and_the_kerne
     said = server.status()["server"]
     assert said["aborts_stalled"] is False
     assert "TCP_USER_TIMEOUT" in said["advice"]
-    reader = opened(Reader(server.port))
-    stalled = [opened(Stalled(server.port)) for _ in range(3)]
+    reader = opened(server.reader())
+    stalled = [opened(server.stalled()) for _ in range(3)]
     for _ in range(8):
         server.publish(*big(100))
     server.until(blocked(3, 100), "three blocked ones")
@@ -130,9 +129,9 @@ def test_sigterm_ends_it_with_everyone_told_and_the_stalled_ones_cut(
     start: Start, opened: Opened, seconds: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = start(queue_max=2000)
-    stalled = [opened(Stalled(server.port)) for _ in range(10)]
+    stalled = [opened(server.stalled()) for _ in range(10)]
     # Who reads gets little, or this process would be busy with that alone.
-    readers = [opened(Reader(server.port, "/event?type=small")) for _ in range(90)]
+    readers = [opened(server.reader("/event?type=small")) for _ in range(90)]
     for reader in readers:
         reader.until("server.connected")
     for _ in range(8):
@@ -154,4 +153,4 @@ def test_sigterm_ends_it_with_everyone_told_and_the_stalled_ones_cut(
     if server.name == "opencode-sse-serve":
         assert server.process.returncode == 0
         assert [line for line in server.said() if line.startswith(("WARNING", "ERROR", "INFO", "Traceback"))] == []
-    assert not any("Traceback" in line for line in server.said())
+    assert not any("Traceback" in line for line in server.said()), "\n".join(server.said())

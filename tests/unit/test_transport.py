@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from starlette.types import Message
 
-from opencode_sse_plugin import transport
+from opencode_sse_plugin import direct, transport
 from opencode_sse_plugin.peers import Peers
 
 
@@ -147,11 +150,15 @@ class Protocol(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.made = asyncio.Event()
+        self.lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.made.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
 
     async def send(self, message: Message) -> None: ...
 
@@ -197,5 +204,36 @@ def test_a_transport_that_has_written_everything_is_left_to_its_server() -> None
         writer.close()
         server.close()
         await asyncio.sleep(0.01)
+
+    asyncio.run(live())
+
+
+def test_one_of_tls_does_not_wait_for_a_goodbye_and_is_asked_nothing_once_it_is_closed(tmp_path: Path) -> None:
+    pem = tmp_path / "with-key.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pem)
+
+    async def live() -> None:
+        loop, held = asyncio.get_running_loop(), Protocol()
+        server = await loop.create_server(lambda: held, "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        unverified = ssl._create_unverified_context()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=unverified)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await held.made.wait()
+        held.transport.close()
+        transport.abort_after(0, {"scheme": "https"}, held.send)
+        await asyncio.wait_for(held.lost.wait(), 10)
+
+        held.transport.close()  # as uvicorn does; from now on it raises whatever it is asked
+        with pytest.raises(AttributeError):
+            held.transport.get_write_buffer_size()
+        assert not direct.Writer(held.send).write(b"data: {}\n\n")
+        assert transport.abort({"scheme": "https"}, held.send) is True
+        transport.abort_after(0, {"scheme": "https"}, held.send)
+        await asyncio.sleep(0)
+        writer.transport.abort()
+        server.close()
 
     asyncio.run(live())
