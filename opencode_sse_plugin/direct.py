@@ -55,14 +55,14 @@ class Writer:
         # The transport is asked, not the server: asyncio writes into the void once it is closed, and in a pipeline of
         # requests uvicorn tells only the newest that the client left.
         transport = self._transport
-        if transport.is_closing() or transport.get_write_buffer_size() > _FULL:  # In this order: see ``transport``.
-            return False
-        known, framed = Writer._framed
-        if known is not chunk:
-            framed = b"%x\r\n%b\r\n" % (len(chunk), chunk)
-            Writer._framed = (chunk, framed)
         try:
+            if transport.get_write_buffer_size() > _FULL or transport.is_closing():
+                return False
+            known, framed = Writer._framed
+            if known is not chunk:
+                framed = b"%x\r\n%b\r\n" % (len(chunk), chunk)
+                Writer._framed = (chunk, framed)
             transport.write(framed)
-        except (OSError, RuntimeError):  # uvloop raises the latter; the pump finds out what it means
+        except Exception:  # Closed ones raise various things; the pump finds out, and nobody else's wake-up ends here.
             return False
         return True
