@@ -102,8 +102,8 @@ class Server:
                 start_new_session=True,
             )
             self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-            # Over TLS nothing is kept open: Python waits 30 s for a client that does not say goodbye. Nor for as long as
-            # servers keep it, which is 5 s: they would close it while the next request is on its way.
+            # Over TLS nothing is kept open: Python waits 30 s for a client that does not say goodbye.
+            # Else for less than the 5 s of servers, or they close it while the next request is on its way.
             limits = httpx.Limits(max_keepalive_connections=0 if self.tls else None, keepalive_expiry=2)
             self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=TIMEOUT, verify=False, limits=limits)
             if self._answers():
