@@ -172,7 +172,10 @@ class Link:
             return await self._send(connection, command)
 
     async def _send(self, connection: AbstractConnection, command: bytes) -> list[Any]:
-        await connection.send_packed_command([command], check_health=False)
+        try:
+            await connection.send_packed_command([command], check_health=False)
+        except AttributeError as error:
+            raise _closed(error) from error
         answer: list[Any] = await connection.read_response()
         return answer
 
@@ -205,7 +208,16 @@ class Link:
         return str(memory.get("maxmemory_policy", "")) if memory.get("maxmemory") else ""
 
     async def _ask(self, *words: Any) -> Any:
-        return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
+        try:
+            return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
+        except AttributeError as error:
+            raise _closed(error) from error
+
+
+def _closed(error: AttributeError) -> exceptions.ConnectionError:
+    """What Python 3.12 and later raise where one writes to a connection that is closed, and redis-py hands on (measured:
+    3.13.0, ``'NoneType' object has no attribute '_add_writer'``)."""
+    return exceptions.ConnectionError(f"the connection is closed ({error})")
 
 
 class _Patience:

@@ -53,7 +53,7 @@ def test_every_frame_comes_at_once_and_one_that_leaves_is_noticed(start: Start, 
 
 
 def test_a_stream_that_stalls_is_dropped_and_the_other_one_gets_everything(start: Start, opened: Opened) -> None:
-    server = start(write_timeout=1.5, queue_max=10_000)
+    server = start(write_timeout=3, queue_max=10_000)
     client = opened(Http2Client(server.port))
     reads, stalls = connected(client), connected(client, reads=False)
     for _ in range(5):
