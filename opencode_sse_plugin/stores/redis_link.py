@@ -215,8 +215,10 @@ class Link:
 
 
 def _closed(error: AttributeError) -> exceptions.ConnectionError:
-    """What Python 3.12 and later raise where one writes to a connection that is closed, and redis-py hands on (measured:
-    3.13.0, ``'NoneType' object has no attribute '_add_writer'``)."""
+    """Python 3.12 and later raise it where one writes to a closed connection, and redis-py hands it on.
+
+    Measured: 3.13.0, ``'NoneType' object has no attribute '_add_writer'``.
+    """
     return exceptions.ConnectionError(f"the connection is closed ({error})")
 
 

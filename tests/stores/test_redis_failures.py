@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from redis.exceptions import ConnectionError, ResponseError
 
@@ -283,7 +284,7 @@ async def test_a_connection_that_is_closed_already(start_broker: StartBroker) ->
             if way.kept._connection is not None:
                 way.kept._connection._writer.transport.abort()
         for _ in range(3):
-            await anyio.sleep(0)  # Now the event loop has seen that it is closed.
+            await anyio.lowlevel.checkpoint()  # Now the event loop has seen that it is closed.
         assert (await store.append(stored_events(1))).seqs == [2]
         await until_told(told, 2)
 
