@@ -9,7 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# A machine that stands still for a moment has not found a counterexample.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 pytest_plugins = ["opencode_sse_plugin.testing.pytest_plugin"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import opencode_sse_redact
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opencode_sse_redact import MASK, PATTERNS_VARIABLE, Redactor
 
@@ -123,6 +123,7 @@ TEXTS = st.lists(
 ).map(" ".join)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 10_000), max_size=30))
 def test_pieces_give_what_the_whole_text_would(text: str, at: list[int]) -> None:
     redactor = Redactor.from_environment({})
@@ -130,6 +131,7 @@ def test_pieces_give_what_the_whole_text_would(text: str, at: list[int]) -> None
     assert "".join(streamed(redactor, [*cut(text, at), " . "])) == whole
 
 
+@settings(deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 10_000), max_size=10), st.integers(0, 10_000))
 def test_a_secret_does_not_come_in_two_halves_around_a_whole_text(text: str, at: list[int], turn: int) -> None:
     """What was shown of it in the middle stays shown, and the rest is masked."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import anyio
 from starlette.types import ASGIApp, Message, Scope
 
 from ..wakeup import new_bell
+
+#: Seconds to wait for what is to come, unless a test says otherwise: machines that run tests stand still now and then.
+PATIENCE: Final = 15.0
 
 
 class ClientGone(OSError):

@@ -28,7 +28,7 @@ import anyio.lowlevel
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp
 
-from .connection import Connection, within
+from .connection import PATIENCE, Connection, within
 from .pace import Pace
 from .scope import Pairs, http_scope
 from .wire import Frame, parse_frame
@@ -74,7 +74,7 @@ class StreamResponse:
         """Whether the app waits in ``send``."""
         return self._connection.blocked
 
-    async def next(self, timeout: float = 5.0) -> Frame:
+    async def next(self, timeout: float = PATIENCE) -> Frame:
         """Take one frame.
 
         :param timeout: in seconds of the machine, whatever clock the app uses.
@@ -92,7 +92,7 @@ class StreamResponse:
         self._block.clear()
         return parse_frame(block)
 
-    async def frames(self, timeout: float = 5.0) -> AsyncIterator[Frame]:
+    async def frames(self, timeout: float = PATIENCE) -> AsyncIterator[Frame]:
         """Frames to the end of the stream; ``timeout`` for each, as in :meth:`next`."""
         while True:
             try:
@@ -101,22 +101,22 @@ class StreamResponse:
                 return
             yield frame
 
-    async def take(self, count: int, timeout: float = 5.0) -> list[Frame]:
+    async def take(self, count: int, timeout: float = PATIENCE) -> list[Frame]:
         """The next so many frames, as :meth:`next` gives them."""
         return [await self.next(timeout) for _ in range(count)]
 
-    async def until(self, type: str, timeout: float = 5.0) -> list[Frame]:
+    async def until(self, type: str, timeout: float = PATIENCE) -> list[Frame]:
         """Frames up to and including the first one of a type, as :meth:`next` gives them."""
         frames = [await self.next(timeout)]
         while frames[-1].type != type:
             frames.append(await self.next(timeout))
         return frames
 
-    async def rest(self, timeout: float = 5.0) -> list[Frame]:
+    async def rest(self, timeout: float = PATIENCE) -> list[Frame]:
         """All frames to the end."""
         return [frame async for frame in self.frames(timeout)]
 
-    async def read(self, timeout: float = 5.0) -> bytes:
+    async def read(self, timeout: float = PATIENCE) -> bytes:
         """The rest of the body as it is, for answers that are no streams.
 
         :raises TimeoutError: if it does not end in time.
@@ -128,7 +128,7 @@ class StreamResponse:
         self._block.clear()
         return body
 
-    async def until_blocked(self, timeout: float = 5.0) -> None:
+    async def until_blocked(self, timeout: float = PATIENCE) -> None:
         """Wait until the app waits in ``send``. :raises TimeoutError: if it does not."""
         with within(timeout, "the app did not block in send"):
             await self._connection.wait_for(lambda: self._connection.blocked)
@@ -139,7 +139,7 @@ class StreamResponse:
         self._connection.leave()
         await anyio.lowlevel.checkpoint()
 
-    async def until_returned(self, timeout: float = 5.0) -> None:
+    async def until_returned(self, timeout: float = PATIENCE) -> None:
         """Wait until the app has returned. :raises TimeoutError: if it does not."""
         with within(timeout, "the app did not return"):
             await self._connection.returned.wait()
@@ -193,7 +193,7 @@ async def stream(
     window: int = 64 * 1024,
     pace: Pace | None = None,
     gone: Literal["silent", "raise"] = "silent",
-    timeout: float = 5.0,
+    timeout: float = PATIENCE,
 ) -> AsyncIterator[StreamResponse]:
     """Send a request and stream the response; on leaving the block, the client leaves too.
 
@@ -255,7 +255,7 @@ async def request(
     *,
     json: Any = None,
     headers: Mapping[str, str] | Pairs = (),
-    timeout: float = 5.0,
+    timeout: float = PATIENCE,
     **options: Any,
 ) -> Response:
     """Send a request and read the whole answer.

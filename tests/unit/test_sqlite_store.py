@@ -270,6 +270,7 @@ async def test_a_thread_that_is_stuck_leaves_no_publisher_waiting(tmp_path: Path
                 await store.append(stored_events(1))
         finally:
             stuck.set()
+    async with opened(tmp_path / "a.db") as (store, _):
         assert (await store.append(stored_events(1))).seqs == [2], "it was stored after all"
 
 

@@ -33,7 +33,7 @@ class StoreContract(ABC):
     #: How many (id, type) pairs the store remembers at most.
     known_max: ClassVar[int] = 100_000
     #: Seconds until the listener must have been told what was appended.
-    patience: ClassVar[float] = 5.0
+    patience: ClassVar[float] = 15.0
 
     # What an author writes.
 
