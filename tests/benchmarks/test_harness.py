@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(HERE / "run.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def load(body: bytes, *options: str, step: int | None = None, connections: int =
     try:
         command = [str(HERE / ".build/load"), "--port", str(listener.getsockname()[1]), "--seconds", "0.3"]
         command += ["--connections", str(connections), *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     finally:
         for server in servers:
             server.join(10)

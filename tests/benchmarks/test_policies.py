@@ -17,7 +17,7 @@ def test_every_policy_acts_on_every_burst(tmp_path: Path) -> None:
         [sys.executable, PROGRAM, "--rounds", "1", "--readers", "2", "--policies", policies, "--json", figures],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     none, *others = json.loads(figures.read_text(encoding="utf-8"))
