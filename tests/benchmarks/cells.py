@@ -108,7 +108,7 @@ class Child:
     ) -> None:
         process = self._process
         try:
-            process.communicate(timeout=5)  # The end of stdin is the sign to leave.
+            process.communicate(timeout=60)  # The end of stdin is the sign to leave.
         except (subprocess.TimeoutExpired, BrokenPipeError):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()

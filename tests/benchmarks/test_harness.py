@@ -98,7 +98,7 @@ def load(body: bytes, *options: str, step: int | None = None, connections: int =
     for server in servers:
         server.start()
     try:
-        command = [str(HERE / ".build/load"), "--port", str(listener.getsockname()[1]), "--seconds", "0.3"]
+        command = [str(HERE / ".build/load"), "--port", str(listener.getsockname()[1]), "--seconds", "1.5"]
         command += ["--connections", str(connections), *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     finally:

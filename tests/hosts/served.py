@@ -20,7 +20,7 @@ from opencode_sse_plugin.testing import Frame, parse_frame
 from . import witness
 from .running import Uvicorn
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 #: Of each connection, so that a stalled reader is felt after some hundred kilobytes instead of some megabytes.
 BUFFER = 16 * 1024
 Result = TypeVar("Result")

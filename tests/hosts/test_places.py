@@ -252,6 +252,6 @@ def test_a_signal_drains_them_all(program: Any, read: Read, what: str) -> None:
     for reader in readers:
         assert [frame.type for frame in reader.rest()] == ["server.stream.draining"]
         assert reader.ending == "abort"
-    _, errors = process.communicate(timeout=5)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM, errors
     assert "Traceback" not in errors

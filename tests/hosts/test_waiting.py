@@ -76,7 +76,7 @@ def test_a_connection_serves_one_stream_after_another(serve: Serve, server: dict
     bus = EventBus(Settings(heartbeat=600))
     served = serve(event_app(bus, authorize=None), bus, **server)
     served.publish("good")
-    with closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)) as client:
         for _ in range(3):
             client.request("GET", "/event?after_seq=0")
             assert client.getresponse().read().count(b"data: ") == 2
@@ -157,7 +157,7 @@ def test_one_that_leaves_with_another_request_in_the_pipeline(serve: Serve, uvlo
     """uvicorn tells the other one only, and asyncio's transport takes what is written after the end."""
     bus = EventBus(Settings(heartbeat=600 if busy else 0.2))
     served = serve(event_app(bus, authorize=None), bus, http="httptools", uvloop=uvloop)
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as client:
         client.sendall(b"GET /event HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
         said = b""
         while b"server.connected" not in said:
@@ -184,7 +184,7 @@ def test_a_request_with_more_of_a_body_than_uvicorn_takes(
 ) -> None:
     bus = EventBus(Settings(heartbeat=600))
     served = serve(event_app(bus, authorize=None), bus, **server)
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as client:
         client.sendall(f"GET /event HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode() + body[0])
         said = b""
         while b"server.connected" not in said:

@@ -180,7 +180,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 def test_its_own_server_streams_resumes_and_ends_well(served: tuple[str, subprocess.Popen[str]]) -> None:
     url, process = served
     ann = actor("ann")
-    with httpx.Client(base_url=url, headers=ann, timeout=10) as client, ExitStack() as stack:
+    with httpx.Client(base_url=url, headers=ann, timeout=60) as client, ExitStack() as stack:
         lines = stack.enter_context(client.stream("GET", "/-/stream/event")).iter_lines()
         assert "server.connected" in next(line for line in lines if line.startswith("data: "))
         for table in ("one", "secret", "two"):
@@ -202,4 +202,4 @@ def test_its_own_server_streams_resumes_and_ends_well(served: tuple[str, subproc
         with pytest.raises(httpx.RemoteProtocolError):  # The end that makes clients come back.
             rest.extend(line for line in lines if line.startswith("data: "))
         assert "server.stream.draining" in rest[-1]
-    assert process.wait(timeout=10) in (0, -signal.SIGTERM)
+    assert process.wait(timeout=60) in (0, -signal.SIGTERM)

@@ -34,6 +34,6 @@ def test_workers_that_share_nothing_are_warned(
         said.append(process.stderr.readline())
         assert said[-1], said
     process.terminate()
-    said += process.communicate(timeout=20)[1].splitlines()
+    said += process.communicate(timeout=60)[1].splitlines()
     found = [line for line in said if re.search(r"several workers .* OPENCODE_SSE_STORE=", line)]
     assert len(found) == (warnings if store == "memory://" else 0)

@@ -38,7 +38,7 @@ def start_workers(store: str, started: list[Callable[[], None]]) -> int:
     def end() -> None:
         process.terminate()
         try:
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
         finally:
             process.kill()
 
@@ -52,7 +52,7 @@ def start_workers(store: str, started: list[Callable[[], None]]) -> int:
 
 
 def status(port: int) -> dict[str, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/event/status")
     answer = connection.getresponse()
     said: dict[str, Any] = json.loads(answer.read())

@@ -173,7 +173,7 @@ def serve(tmp_path: Path) -> Iterator[Any]:
 def get(url: str, **headers: str) -> tuple[int, Any, bytes]:
     """Status, headers and body of an answer, whatever its status."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as refused:
         with refused:
@@ -208,7 +208,7 @@ def test_a_newcomer_watches_cuts_and_gets_the_rest(serve: Any) -> None:
     status = json.loads(get(f"{url}/event/status")[2])
     assert status["counters"]["published"] > 50
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert f"curl -N {url}/event" in said
     assert f"{url}/event/status" in said
@@ -222,7 +222,7 @@ def test_what_was_published_outlives_the_process_in_the_state_folder(serve: Any,
     assert file.parent.stat().st_mode & 0o077 == 0
     body = b'[{"type":"a"},{"type":"b"}]'
     request = urllib.request.Request(f"{url}/event", data=body, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         first = json.loads(answer.read())
     process.kill()
     process.wait()
@@ -253,10 +253,10 @@ def test_a_store_that_cannot_be_had_is_1_and_named(
 
 def test_json_logs_are_json(serve: Any) -> None:
     url, process, _ = serve("--json-logs")
-    with urllib.request.urlopen(f"{url}/event", timeout=10) as response:
+    with urllib.request.urlopen(f"{url}/event", timeout=60) as response:
         response.readline()
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert output == ""
     for line in errors.splitlines():
@@ -270,7 +270,7 @@ def test_a_password_by_environment_and_not_in_the_output(serve: Any) -> None:
     assert get(f"{url}/event/status", Authorization=f"Basic {token}")[0] == 200
     assert get(f"{url}/event/status?auth_token={token}")[0] == 200
     process.terminate()
-    output, errors = process.communicate(timeout=10)
+    output, errors = process.communicate(timeout=60)
     assert "s3cret" not in output + errors
     assert token not in output + errors
 

@@ -89,7 +89,7 @@ anyio.run(main)
 
 
 def end_well(process: subprocess.Popen[str]) -> None:
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 0
 
 
