@@ -89,9 +89,13 @@ class Served:
         return seq
 
     def overrun(self) -> int:
-        """Publish until the one subscriber is over its limit and blocked in a write; the last number."""
+        """Publish until the one subscriber is over its limit and blocked in a write, or was dropped for it; the last
+        number."""
+        last = 0
 
         def over() -> bool:
+            if last and not self.bus.statistics()["subscribers"]:
+                return True
             (subscriber,) = self.bus.statistics()["subscribers"]
             lag, limits = subscriber["lag"], subscriber["limits"]
             return bool(lag["events"] > limits["events"] and lag["blocked"] > 0)

@@ -72,6 +72,10 @@ def test_all_who_write_come_to_it(writer: Callable[..., subprocess.Popen[str]], 
     for process in writers:
         go(process)
     time.sleep(2)
+    for process in writers:  # All at once, and not each when the one before has ended.
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
     done = [json.loads(process.communicate(timeout=120)[0]) for process in writers]
     appended = [number for number, _ in done]
     print("appended by each", appended, "longest waits", [round(longest, 3) for _, longest in done])
