@@ -9,13 +9,13 @@ from typing import Any, Final
 import anyio
 from starlette.types import ASGIApp, Message, Scope
 
-from .connection import within
+from .connection import PATIENCE, within
 
 _PHASES: Final = ("startup", "shutdown")
 
 
 @asynccontextmanager
-async def lifespan(app: ASGIApp, *, timeout: float = 5.0) -> AsyncIterator[dict[str, Any]]:
+async def lifespan(app: ASGIApp, *, timeout: float = PATIENCE) -> AsyncIterator[dict[str, Any]]:
     """Run an app's start-up, and its shutdown on leaving the block. Yields the lifespan state, for
     ``stream(..., state=...)``.
 

@@ -87,4 +87,5 @@ class Sharing(StoreContract):
             for seq in told.seqs:
                 assert seq == position + 1 or seq in told.gaps, f"a silent hole between {position} and {seq}"
                 position = seq
+            await self.prune(other)  # Else it may come between the two.
             assert await self.read(other, 0) == Evicted((await other.bounds()).oldest)
