@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from .programs import SERVERS, Server
+from .programs import ONLY_IN_CHAOS, SERVERS, Server
 
 Closable = TypeVar("Closable")
 
@@ -20,7 +20,11 @@ def opened() -> Iterator[Callable[[Any], Any]]:
         yield lambda thing: stack.enter_context(closing(thing))
 
 
-@pytest.fixture(params=SERVERS)
+def _param(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.chaos) if name in ONLY_IN_CHAOS else name
+
+
+@pytest.fixture(params=map(_param, SERVERS))
 def name(request: pytest.FixtureRequest) -> str:
     """Each of the servers."""
     name: str = request.param

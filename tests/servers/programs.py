@@ -70,6 +70,8 @@ SERVERS: Final = {
     ),
     "opencode-sse-serve": _python("opencode_sse_plugin.cli", "serve", "--store", "memory://", "--port", "{port}"),
 }
+#: Those by which the short run would take longer than what they are likely to find.
+ONLY_IN_CHAOS: Final = {"hypercorn-asyncio-tls", "granian-tls"}
 #: On a listening socket of ours, and with a scope that does not lead to the connection.
 ON_A_SOCKET: Final = {
     "hypercorn-asyncio": _python("hypercorn", "--bind", "fd://{port}", "app:hidden"),
